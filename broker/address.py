@@ -1,0 +1,87 @@
+"""Where Redis is: one URL, read once, for the client of commands and for the feed's own socket."""
+
+import ssl
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from .errors import Invalid
+
+# A command that is not answered in this time has failed; the ones that write are then repeated under their number.
+COMMAND_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
+POOL_CONNECTIONS = 64
+
+
+class Address(NamedTuple):
+    """The parts of a `redis://`, `rediss://` or `unix://` URL."""
+
+    url: str
+    host: str
+    port: int
+    path: str | None
+    username: str | None
+    password: str | None
+    database: int
+    ssl: ssl.SSLContext | None
+
+    def __str__(self) -> str:
+        """For people and logs: without user and password."""
+        return self.path or f"{self.host}:{self.port}"
+
+
+def read(url: str) -> Address:
+    """Read a Redis URL. Raises `Invalid`, never with the password in its words."""
+    scheme = urlsplit(url).scheme
+    if scheme not in ("redis", "rediss", "unix"):
+        raise Invalid("redis_url", f"expected redis://, rediss:// or unix://, got {scheme or 'no scheme'}")
+    try:
+        parts: dict[str, Any] = dict(parse_url(url))
+    except (ValueError, TypeError):
+        # Its own words may hold the URL, and that a password.
+        raise Invalid("redis_url", "not a Redis URL, as redis://[user:password@]host:6379/0") from None
+    return Address(
+        url=url,
+        host=parts.get("host") or "localhost",
+        port=int(parts.get("port") or 6379),
+        path=parts.get("path"),
+        username=parts.get("username"),
+        password=parts.get("password"),
+        database=int(parts.get("db") or 0),
+        ssl=_context(parts) if scheme == "rediss" else None,
+    )
+
+
+def client(address: Address, name: str, *, retries: int = 0) -> Redis:
+    """A client for commands. `retries` is for one that only reads: a write whose answer was lost would run twice."""
+    pool = BlockingConnectionPool.from_url(
+        address.url,
+        protocol=3,
+        client_name=name,
+        retry=Retry(ConstantBackoff(0.05), retries),
+        retry_on_error=[],
+        socket_timeout=COMMAND_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_keepalive=True,
+        health_check_interval=0,
+        max_connections=POOL_CONNECTIONS,
+        timeout=COMMAND_SECONDS,
+    )
+    return Redis.from_pool(pool)
+
+
+def _context(parts: dict[str, Any]) -> ssl.SSLContext:
+    """The same choices that redis-py reads from the query of a rediss:// URL."""
+    context = ssl.create_default_context(cafile=parts.get("ssl_ca_certs"), capath=parts.get("ssl_ca_path"))
+    if parts.get("ssl_certfile"):
+        context.load_cert_chain(parts["ssl_certfile"], parts.get("ssl_keyfile"))
+    if str(parts.get("ssl_check_hostname", "true")).lower() in ("false", "0", "no"):
+        context.check_hostname = False
+    if parts.get("ssl_cert_reqs") in ("none", "optional"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE if parts["ssl_cert_reqs"] == "none" else ssl.CERT_OPTIONAL
+    return context

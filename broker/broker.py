@@ -1,0 +1,116 @@
+"""The front of the package: opens what a producer or a watcher needs, holds its parts, closes them in reverse."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Self
+
+from redis.exceptions import RedisError
+
+from . import address as addresses
+from .errors import Invalid, Unavailable
+from .events import Event, Packed, pack
+from .keyspace import Keyspace
+from .log import Log
+from .positions import Position
+from .producer import Producer
+
+LOG_EVENTS = 10_000
+LOG_SECONDS = 3600
+
+
+class Broker:
+    """A producer's door to Trunkline.
+
+        async with Broker.connect("redis://localhost:6379/0") as broker:
+            position = await broker.publish(Event(type="agent.online", workspace_id="ws-456", agent_id="agent-123"))
+
+    One broker serves a whole program; it belongs to the event loop that opened it.
+    """
+
+    def __init__(
+        self,
+        address: addresses.Address,
+        *,
+        prefix: str = "trunkline",
+        log_events: int = LOG_EVENTS,
+        log_seconds: int = LOG_SECONDS,
+        patience_seconds: float = 10.0,
+        name: str = "trunkline",
+    ) -> None:
+        self.address = address
+        self.keys = Keyspace(prefix)
+        self.redis = addresses.client(address, name)
+        self._reads = addresses.client(address, f"{name}-reads", retries=2)
+        self.log = Log(self._reads, self.keys)
+        self.producer = Producer(
+            self.redis, self.keys, log_events=log_events, log_seconds=log_seconds, patience=patience_seconds
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        url: str = "redis://localhost:6379/0",
+        *,
+        prefix: str = "trunkline",
+        log_events: int = LOG_EVENTS,
+        log_seconds: int = LOG_SECONDS,
+        patience_seconds: float = 10.0,
+    ) -> AsyncIterator[Self]:
+        """Open a broker for the length of an `async with`.
+
+        `log_events` and `log_seconds` bound the workspaces' logs; all producers of a workspace should say the same.
+        `patience_seconds` is how long a publish goes on trying while Redis takes nothing.
+        Raises `Invalid` for a URL or prefix that cannot be, `Unavailable` when Redis does not answer.
+        """
+        broker = cls(
+            addresses.read(url),
+            prefix=prefix,
+            log_events=log_events,
+            log_seconds=log_seconds,
+            patience_seconds=patience_seconds,
+        )
+        try:
+            await broker.check()
+            yield broker
+        finally:
+            await broker.close()
+
+    async def check(self) -> None:
+        """One round trip. Raises `Unavailable` with the reason."""
+        try:
+            await self.redis.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot use Redis at {self.address}: {error}") from error
+
+    async def close(self) -> None:
+        await self.producer.close()
+        await self._reads.aclose()
+        await self.redis.aclose()
+
+    async def publish(self, event: Event) -> Position | None:
+        """Append `event` to its workspace's log and tell every node, as one step; answers its position.
+
+        Applied once, however often it has to be sent; positions of one workspace only grow. An ephemeral event has no
+        position (None). Raises `Invalid` with the path of the wrong field, `Unavailable` when Redis takes nothing for
+        `patience_seconds`: its fate is unknown then, and publishing an equal event again within five minutes is safe.
+        """
+        return (await self.producer.publish([pack(event)]))[0]
+
+    async def publish_many(self, events: Iterable[Event]) -> list[Position | None]:
+        """Publish `events` in their order; answers their positions in the same order.
+
+        All are validated before the first is sent: after `Invalid` (its path starts with the index: `[3].data.step`)
+        nothing has happened. After `Unavailable` some may have been applied; calling again with the same events is safe.
+        """
+        return await self.producer.publish(_pack_all(events))
+
+
+def _pack_all(events: Iterable[Event]) -> list[Packed]:
+    packed = []
+    for index, event in enumerate(events):
+        try:
+            packed.append(pack(event))
+        except Invalid as error:
+            raise Invalid(error.path.replace("$", f"[{index}]", 1), error.reason) from error
+    return packed

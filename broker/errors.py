@@ -1,0 +1,24 @@
+"""What can go wrong between a program and the broker: two errors, one root."""
+
+
+class TrunklineError(Exception):
+    """The root of everything this package raises on purpose."""
+
+
+class Invalid(TrunklineError):  # noqa: N818 (reads as a statement: `except Invalid`)
+    """A value from outside is not what it must be.
+
+    `path` says which one, from the root of what was given (`$.data.step`), `reason` what was expected.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class Unavailable(TrunklineError):  # noqa: N818
+    """Redis cannot be reached, or refuses to work, and did so for as long as was bearable.
+
+    For a publish its fate is unknown then; calling again with the same events is safe.
+    """

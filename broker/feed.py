@@ -1,0 +1,528 @@
+"""The feed: this node's one subscription. Nothing is lost, doubled or reordered between Redis and who takes the events.
+
+Lines      A line is one channel as we follow it: a workspace's, or one agent's. Redis counts a `position` for each, and
+           each durable message names the one before it, so a line is a chain: a message is handed on when its `prev` is
+           the line's `position`. Anything else is a hole, and is filled from the log.
+Wanting    Others say what they need (`want`), counted. If anyone needs the whole workspace its own channel is followed,
+           else just the agents' channels. Going from one to the other, both are subscribed for a moment and one of the
+           two stays silent: its chain is followed, its messages are not handed on.
+Joining    SUBSCRIBE and the read of the head go out together on the feed's own connection. When the answer is seen, all
+           messages up to that head have been seen: the line stands there, and is joined.
+Healing    A workspace with a hole in any of its lines is held: what arrives waits, bounded. The log is read from the
+           last position handed on; what was missed goes out first, then what waited. Order is kept within a workspace.
+           A hole that the log cannot fill is a gap, and is told.
+Checking   Every `CHECK_SECONDS` the heads of all lines are read again; a line that stands elsewhere is healed.
+           A connection that answers nothing for `SILENCE_SECONDS` is closed and made anew.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
+from time import monotonic
+from typing import Any, NamedTuple
+
+import hiredis
+
+from .address import Address
+from .errors import Invalid, Unavailable
+from .events import Carried, unpack
+from .keyspace import Keyspace
+from .log import Log
+from .positions import START, Position, is_after, order
+from .resp import Connection, connect
+
+logger = logging.getLogger("trunkline.feed")
+
+CHECK_SECONDS = 30.0
+PROBE_SECONDS = 3.0
+SILENCE_SECONDS = 10.0
+LINGER_SECONDS = 5.0
+NAMES_PER_COMMAND = 512
+MAX_HELD_BYTES = 16 * 1024 * 1024
+MAX_HEALERS = 16
+
+# What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
+Want = tuple[str, str | None]
+
+
+class Gap(NamedTuple):
+    """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them."""
+
+    workspace: str
+    agents: frozenset[str] | None
+    since: Position
+
+
+class Taker:
+    """Who takes what the feed brings; the calls are synchronous and in order."""
+
+    def on_events(self, events: list[Carried]) -> None:
+        """A batch: all that one read from Redis brought, or a stretch of the log that had been missed."""
+
+    def on_gap(self, gap: Gap) -> None:
+        """Events were lost for good: whoever watched that must be told."""
+
+    def on_rejected(self, error: Invalid) -> None:
+        """A message on a channel was no event."""
+
+    def on_connection(self, *, is_up: bool) -> None:
+        """The connection to Redis was made or lost."""
+
+    def on_healed(self, events: int) -> None:
+        """A hole was filled with so many events from the log."""
+
+
+class Line:
+    """One channel, followed."""
+
+    __slots__ = ("agent", "channel", "is_behind", "is_joined", "is_wanted", "leave_at", "position", "workspace")
+
+    def __init__(self, workspace: "Workspace", agent: str | None, channel: str) -> None:
+        self.workspace = workspace
+        self.agent = agent
+        self.channel = channel
+        self.position: Position | None = None  # up to here all was handed on; None before the first join
+        self.is_joined = False  # since the connection was made
+        self.is_behind = False  # its head was found elsewhere
+        self.is_wanted = True
+        self.leave_at = 0.0
+
+
+class Workspace:
+    """The lines of one workspace, and what waits while one of them has a hole."""
+
+    __slots__ = ("follows_whole", "held", "held_bytes", "healing", "lines", "name", "waiters", "wants")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wants: Counter[str | None] = Counter()
+        self.lines: dict[str | None, Line] = {}
+        self.follows_whole = False
+        self.held: list[tuple[Line, Carried]] | None = None
+        self.held_bytes = 0
+        self.healing: asyncio.Task[None] | None = None
+        self.waiters: list[tuple[frozenset[str | None], asyncio.Future[None]]] = []
+
+    def is_heard(self, line: Line) -> bool:
+        """True when this line's messages are the ones to hand on."""
+        return (line.agent is None) is self.follows_whole
+
+    def heard(self) -> Iterator[Line]:
+        return (line for line in self.lines.values() if self.is_heard(line))
+
+    def serves(self, agents: Iterable[str | None]) -> bool:
+        """True when everything of `agents` is being handed on as it arrives."""
+        if self.held is not None:
+            return False
+        whole = self.lines.get(None)
+        if self.follows_whole and whole is not None and whole.is_joined:
+            return True
+        return all((line := self.lines.get(agent)) is not None and line.is_joined and self.is_heard(line) for agent in agents)
+
+
+class Feed:
+    """The node's subscription, owned by one task (`run`)."""
+
+    def __init__(self, address: Address, keys: Keyspace, log: Log, taker: Taker, name: str = "trunkline-feed") -> None:
+        self._address = address
+        self._keys = keys
+        self._log = log
+        self._taker = taker
+        self._name = name
+        self._workspaces: dict[str, Workspace] = {}
+        self._lines: dict[bytes, Line] = {}
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._leaving: list[Line] = []
+        self._to_join: list[Line] = []
+        self._answered_at = 0.0
+        self._healers = asyncio.Semaphore(MAX_HEALERS)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def channels(self) -> int:
+        return len(self._lines)
+
+    # -- what others want ---------------------------------------------------------------------------------------------
+
+    def want(self, wants: Collection[Want]) -> "asyncio.Future[None] | None":
+        """Need these from now on; each `want` is undone by one `unwant`.
+
+        Answers None when all of it is being handed on already, else a future that is done as soon as it is.
+        """
+        by_workspace: dict[str, set[str | None]] = {}
+        for name, agent in wants:
+            by_workspace.setdefault(name, set()).add(agent)
+        waiting = []
+        for name, agents in by_workspace.items():
+            workspace = self._workspaces.get(name)
+            if workspace is None:
+                workspace = self._workspaces[name] = Workspace(name)
+            workspace.wants.update(agents)
+            self._reconcile(workspace)
+            if not workspace.serves(agents):
+                future = asyncio.get_running_loop().create_future()
+                workspace.waiters.append((frozenset(agents), future))
+                waiting.append(future)
+        if not waiting:
+            return None
+        return waiting[0] if len(waiting) == 1 else asyncio.ensure_future(_all(waiting))
+
+    def unwant(self, wants: Collection[Want]) -> None:
+        """No longer need what a `want` asked for; its channels are left after a while."""
+        for name, agent in wants:
+            workspace = self._workspaces[name]
+            workspace.wants[agent] -= 1
+            if workspace.wants[agent] <= 0:
+                del workspace.wants[agent]
+        for name in {name for name, _ in wants}:
+            self._reconcile(self._workspaces[name])
+
+    def position(self, name: str, agents: Collection[str] | None) -> Position | None:
+        """The position up to which all events of the workspace (of `agents`) were handed on; None while unknown."""
+        workspace = self._workspaces.get(name)
+        if workspace is None:
+            return None
+        whole = workspace.lines.get(None)
+        if workspace.follows_whole and whole is not None:
+            return whole.position
+        if agents is None:
+            return None
+        positions = [line.position for agent in agents if (line := workspace.lines.get(agent)) and line.position]
+        if len(positions) < len(agents) or not positions:
+            return None
+        # Redis' one connection keeps the order over all channels, so the newest speaks for all, unless one has a hole.
+        return (max if workspace.held is None else min)(positions, key=order)
+
+    def _reconcile(self, workspace: Workspace) -> None:
+        """Make the lines what the wants need, as far as can be done now; the rest follows when lines are joined."""
+        wants_whole = workspace.wants[None] > 0
+        lines = [self._line(workspace, agent) for agent in ((None,) if wants_whole else workspace.wants)]
+        # Held events belong to the lines that were heard when they came: change over only when none wait.
+        if workspace.held is None and workspace.follows_whole is not wants_whole:
+            others = len(workspace.lines) - len(lines)
+            if others == 0 or all(line.is_joined for line in lines):
+                workspace.follows_whole = wants_whole
+        for line in list(workspace.lines.values()):
+            # A line stays while it is wanted, or while it is what is heard until the other kind has joined.
+            is_wanted = workspace.wants[line.agent] > 0 if not wants_whole else line.agent is None
+            if not is_wanted and workspace.wants and workspace.is_heard(line):
+                is_wanted = wants_whole or line.agent is None
+            if line.is_wanted and not is_wanted:
+                line.leave_at = monotonic() + LINGER_SECONDS
+                self._leaving.append(line)
+            line.is_wanted = is_wanted
+
+    def _line(self, workspace: Workspace, agent: str | None) -> Line:
+        """The line of `agent`, made when there is none; the owner's task joins it."""
+        line = workspace.lines.get(agent)
+        if line is None:
+            line = Line(workspace, agent, self._keys.channel(workspace.name, agent))
+            workspace.lines[agent] = line
+            self._lines[line.channel.encode()] = line
+            self._to_join.append(line)
+            self._stirred.set()
+        return line
+
+    # -- the owner's task ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the subscription until cancelled: connect, join, watch, and again after a loss."""
+        attempt = 0
+        try:
+            while True:
+                self._lost.clear()
+                try:
+                    self._connection = await connect(self._address, self, self._name)
+                except Unavailable as error:
+                    attempt += 1
+                    if attempt in (1, 10) or attempt % 60 == 0:
+                        logger.warning("%s (attempt %d)", error, attempt)
+                    # Many nodes lose one Redis at the same moment: let them come back spread.
+                    await asyncio.sleep(min(2.0, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+                    continue
+                attempt = 0
+                self._answered_at = monotonic()
+                self._rejoin()
+                self._taker.on_connection(is_up=True)
+                await self._watch()
+        finally:
+            if self._connection is not None:
+                self._connection.close("the node is leaving")
+            for workspace in self._workspaces.values():
+                if workspace.healing is not None:
+                    workspace.healing.cancel()
+
+    def _rejoin(self) -> None:
+        """On a new connection: hold every workspace until each of its lines is known to stand where its head is."""
+        self._to_join = list(self._lines.values())
+        for workspace in self._workspaces.values():
+            if any(line.position is not None for line in workspace.heard()):
+                self._hold(workspace)
+
+    async def _watch(self) -> None:
+        """Join what is new, leave what nobody wants, check, probe; until the connection is lost."""
+        checked_at = probed_at = monotonic()
+        to_check: list[Line] = []
+        while not self._lost.is_set():
+            self._join()
+            now = monotonic()
+            self._leave(now)
+            if now - probed_at >= PROBE_SECONDS:
+                probed_at = now
+                if now - self._answered_at > SILENCE_SECONDS and self._connection is not None:
+                    self._connection.close(f"no answer for {SILENCE_SECONDS:g} s")
+                    return
+                self._ask([("PING",)], [self._heard_answer])
+            if now - checked_at >= CHECK_SECONDS:
+                checked_at, to_check = now, list(self._lines.values())
+            if to_check:
+                # A slice at a time: live messages do not wait behind the whole check.
+                self._read_heads([line for line in to_check[:NAMES_PER_COMMAND] if line.is_joined])
+                del to_check[:NAMES_PER_COMMAND]
+            self._stirred.clear()
+            pause = 0.02 if to_check else 0.5
+            waits = [asyncio.ensure_future(self._lost.wait()), asyncio.ensure_future(self._stirred.wait())]
+            try:
+                await asyncio.wait(waits, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    def _join(self) -> None:
+        """SUBSCRIBE and read the heads of what is to be joined, together."""
+        lines, self._to_join = [line for line in self._to_join if line.channel.encode() in self._lines], []
+        names = iter(lines)
+        while some := list(islice(names, NAMES_PER_COMMAND)):
+            self._ask([("SUBSCRIBE", *(line.channel for line in some))], [])
+            self._read_heads(some)
+
+    def _leave(self, now: float) -> None:
+        """UNSUBSCRIBE from what has not been wanted for a while."""
+        due = [line for line in self._leaving if line.leave_at <= now]
+        if not due:
+            return
+        self._leaving = [line for line in self._leaving if line.leave_at > now]
+        gone = [line for line in due if not line.is_wanted and line.workspace.lines.get(line.agent) is line]
+        for line in gone:
+            del self._lines[line.channel.encode()]
+            del line.workspace.lines[line.agent]
+            if not line.workspace.lines and not line.workspace.wants:
+                self._workspaces.pop(line.workspace.name, None)
+        names = iter(gone)
+        while some := list(islice(names, NAMES_PER_COMMAND)):
+            self._ask([("UNSUBSCRIBE", *(line.channel for line in some))], [])
+
+    def _read_heads(self, lines: list[Line]) -> None:
+        commands: list[tuple[str | bytes | int, ...]] = []
+        for line in lines:
+            commands.append(("HGET", self._keys.head(line.workspace.name, line.agent), "position"))
+        self._ask(commands, [lambda reply, line=line: self._on_head(line, reply) for line in lines])  # type: ignore[misc]
+
+    def _ask(self, commands: list[tuple[str | bytes | int, ...]], answers: list[Callable[[Any], None]]) -> None:
+        if self._connection is not None and commands:
+            self._connection.ask_many(commands, answers)
+
+    def _heard_answer(self, reply: object) -> None:
+        self._answered_at = monotonic()
+
+    # -- what Redis says (synchronous, in the order of the stream) ------------------------------------------------------
+
+    def on_lost(self, reason: str) -> None:
+        if self._connection is None:
+            return
+        logger.warning("the feed's connection to Redis at %s was lost: %s", self._address, reason)
+        self._connection = None
+        for line in self._lines.values():
+            line.is_joined = False
+        self._lost.set()
+        self._taker.on_connection(is_up=False)
+
+    def on_pushes(self, pushes: list[list[Any]]) -> None:
+        """Messages of one read: followed, and handed on as one batch."""
+        batch: list[Carried] = []
+        lines = self._lines
+        for push in pushes:
+            if push[0] != b"message":
+                continue
+            line = lines.get(push[1])
+            # A line that has not joined tells nothing: its head will say where it stands.
+            if line is None or not (line.is_joined or line.workspace.held is not None):
+                continue
+            try:
+                event = unpack(push[2], line.workspace.name, line.agent)
+            except Invalid as error:
+                self._taker.on_rejected(error)
+                continue
+            self._follow(line, event, batch)
+        if batch:
+            self._taker.on_events(batch)
+
+    def _follow(self, line: Line, event: Carried, batch: list[Carried]) -> None:
+        """Hand on what continues the line; hold the workspace where something is missing."""
+        workspace = line.workspace
+        if workspace.held is not None:
+            if workspace.is_heard(line):
+                self._keep(workspace, line, event)
+            elif event.id is not None:
+                line.position = Position(event.id)
+            return
+        if event.id is not None:
+            if (event.prev if line.agent is None else event.agent_prev) != line.position and workspace.is_heard(line):
+                if line.position is not None and not _is_after(event.id, line.position):
+                    return  # handed on before, from the log
+                self._hold(workspace)
+                self._keep(workspace, line, event)
+                self._heal(workspace)
+                return
+            line.position = Position(event.id)
+        if workspace.is_heard(line):
+            batch.append(event)
+
+    def _on_head(self, line: Line, reply: Any) -> None:
+        """A line's head was read: join it there, or find that it missed something."""
+        self._answered_at = monotonic()
+        if isinstance(reply, hiredis.ReplyError):
+            logger.error("cannot read a position: %s", reply)
+            if self._connection is not None:
+                self._connection.close(f"Redis refuses reads: {reply}")
+            return
+        workspace = line.workspace
+        head = Position(reply.decode()) if reply else START
+        if line.position is None or not workspace.is_heard(line):
+            line.position = head
+        line.is_behind = line.position != head
+        line.is_joined = True
+        if line.is_behind:
+            self._hold(workspace)
+        if workspace.held is not None and workspace.healing is None:
+            heard = list(workspace.heard())
+            if all(line.is_joined for line in heard):
+                if any(line.is_behind for line in heard):
+                    self._heal(workspace)
+                else:
+                    self._release(workspace)
+        self._reconcile(workspace)
+        self._wake(workspace)
+
+    def _wake(self, workspace: Workspace) -> None:
+        """Tell those who wait that they are served."""
+        waiters, workspace.waiters = workspace.waiters, []
+        for agents, future in waiters:
+            if not workspace.serves(agents):
+                workspace.waiters.append((agents, future))
+            elif not future.done():
+                future.set_result(None)
+
+    # -- healing --------------------------------------------------------------------------------------------------------
+
+    def _hold(self, workspace: Workspace) -> None:
+        if workspace.held is None:
+            workspace.held, workspace.held_bytes = [], 0
+
+    def _keep(self, workspace: Workspace, line: Line, event: Carried) -> None:
+        """Let an event wait. Past the bound what waits is let go: the log has it, but for what is live only."""
+        assert workspace.held is not None
+        workspace.held_bytes += len(bytes(event.data)) + 200
+        if workspace.held_bytes > MAX_HELD_BYTES:
+            workspace.held, workspace.held_bytes = [], 0
+        workspace.held.append((line, event))
+
+    def _heal(self, workspace: Workspace) -> None:
+        if workspace.healing is None:
+            workspace.healing = asyncio.create_task(self._heal_now(workspace))
+
+    async def _heal_now(self, workspace: Workspace) -> None:
+        """Fill the holes of a held workspace from the log, then release what waited."""
+        pause = 0.05
+        try:
+            while workspace.held is not None:
+                try:
+                    async with self._healers:
+                        await self._fill(workspace)
+                except Unavailable as error:
+                    logger.warning("healing a workspace: %s", error)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 2.0)
+                    continue
+                self._release(workspace)
+        finally:
+            workspace.healing = None
+        self._reconcile(workspace)
+        self._wake(workspace)
+
+    async def _fill(self, workspace: Workspace) -> None:
+        """Hand on what the log holds behind the lines that are heard, a page at a time; tell what it no longer holds."""
+        heard = {line.agent: line for line in workspace.heard() if line.position is not None}
+        heads = await self._log.heads(workspace.name, list(heard))
+        behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
+        if not behind:
+            return
+        for agent, line in behind.items():
+            if line.position is not None and _is_after(line.position, heads[agent]):
+                # Redis knows less than we do: it lost what it had acknowledged, or everything.
+                self._tell_gap(line, heads[agent])
+        after = min((line.position or START for line in behind.values()), key=order)
+        filled = 0
+        while any(line.position != heads[agent] for agent, line in behind.items()):
+            page = await self._log.page(workspace.name, after)
+            batch: list[Carried] = []
+            for event in page.events:
+                line = heard.get(None) or heard.get(event.agent_id or "")
+                if line is None or event.id is None or not _is_after(event.id, line.position or START):
+                    continue
+                if (event.prev if line.agent is None else event.agent_prev) != line.position:
+                    self._hand_on(batch)
+                    filled, batch = filled + len(batch), []
+                    self._tell_gap(line, None)
+                line.position = Position(event.id)
+                batch.append(event)
+            self._hand_on(batch)
+            filled += len(batch)
+            after = page.end
+            if page.is_last:
+                break
+        for agent, line in behind.items():
+            line.is_behind = False
+            if _is_after(heads[agent], line.position or START):
+                self._tell_gap(line, heads[agent])
+        if filled:
+            self._taker.on_healed(filled)
+
+    def _hand_on(self, batch: list[Carried]) -> None:
+        if batch:
+            self._taker.on_events(batch)
+
+    def _tell_gap(self, line: Line, position: Position | None) -> None:
+        """What follows `line.position` is lost; go on from `position`."""
+        agents = None if line.agent is None else frozenset((line.agent,))
+        self._taker.on_gap(Gap(line.workspace.name, agents, line.position or START))
+        if position is not None:
+            line.position = position
+
+    def _release(self, workspace: Workspace) -> None:
+        """Hand on what waited, but for what the log had already; hold again where it does not continue."""
+        held, workspace.held = workspace.held or [], None
+        batch: list[Carried] = []
+        for line, event in held:
+            if workspace.lines.get(line.agent) is line:
+                self._follow(line, event, batch)
+        self._hand_on(batch)
+
+
+def _is_after(position: str, other: str) -> bool:
+    try:
+        return is_after(position, other)
+    except ValueError:  # a forged `id`: not a position
+        return False
+
+
+async def _all(futures: "list[asyncio.Future[None]]") -> None:
+    await asyncio.gather(*futures)

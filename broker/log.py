@@ -1,0 +1,95 @@
+"""Reading a workspace's log: history by position. Its writer is scripts/publish.lua."""
+
+import logging
+from collections.abc import Collection
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from .errors import Invalid, Unavailable
+from .events import Carried, unpack
+from .keyspace import Keyspace
+from .positions import START, Position, parse
+
+logger = logging.getLogger("trunkline.log")
+
+PAGE_EVENTS = 500
+
+
+class Bounds(NamedTuple):
+    """Where a reader may start: is its position valid, and what is the oldest position still held?"""
+
+    is_valid: bool
+    oldest: Position | None
+
+
+class Page(NamedTuple):
+    """Events in order; `end` is the position up to which the log was read, `is_last` that nothing was behind it."""
+
+    events: list[Carried]
+    end: Position
+    is_last: bool
+
+
+class Log:
+    """The logs of all workspaces, for reading. Every method raises `Unavailable` when Redis cannot be reached."""
+
+    def __init__(self, redis: Redis, keys: Keyspace) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def page(self, workspace: str, after: str, limit: int = PAGE_EVENTS) -> Page:
+        """Up to `limit` events after the position `after`. Entries that are no event are skipped, and said in the log."""
+        try:
+            entries = await self._redis.xrange(self._keys.log(workspace), f"({after}", "+", limit)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read the log: {error}") from error
+        events = []
+        for raw_position, fields in entries:
+            try:
+                events.append(unpack(b"{" + fields[b"e"], workspace, position=raw_position.decode()))
+            except (Invalid, KeyError) as error:
+                logger.error("entry %s of a workspace's log is no event: %s", raw_position.decode(), error)
+        end = Position(entries[-1][0].decode()) if entries else Position(after)
+        return Page(events, end, len(entries) < limit)
+
+    async def heads(self, workspace: str, agents: Collection[str | None]) -> dict[str | None, Position]:
+        """The newest positions of `agents` (None: of the whole workspace), `START` where there is none."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for agent in agents:
+                    pipe.hget(self._keys.head(workspace, agent), "position")
+                answers = await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read positions: {error}") from error
+        return {agent: Position(head.decode()) if head else START for agent, head in zip(agents, answers, strict=True)}
+
+    async def bounds(self, workspace: str, since: str, agents: Collection[str] = ()) -> Bounds:
+        """Is `since` a position that history can go on from?
+
+        It is when its entry is in the log, or when it is the newest of the workspace, or of one of `agents` (the ones
+        a filter pins). `START` is when the log was never cut.
+        """
+        numbers = parse(since)
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.xrange(self._keys.log(workspace), "-", "+", 1)
+                if numbers is not None:
+                    pipe.xrange(self._keys.log(workspace), since, since, 1)
+                    pipe.hget(self._keys.head(workspace), "position")
+                    for agent in agents:
+                        pipe.hget(self._keys.head(workspace, agent), "position")
+                answers = await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read the log: {error}") from error
+        first, *rest = answers
+        oldest = Position(first[0][0].decode()) if first else None
+        if numbers is None:
+            return Bounds(False, oldest)
+        entry, newest, *heads = rest
+        if numbers == (0, 0):
+            never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
+            return Bounds(never_cut, oldest)
+        positions = {parse(head.decode()) for head in (newest, *heads) if head}
+        return Bounds(bool(entry) or numbers in positions, oldest)

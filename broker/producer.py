@@ -1,0 +1,204 @@
+"""The idempotent producer: each event lands once, in order, however often it has to be sent.
+
+A producer has an id and numbers its calls to publish.lua, per workspace. One call is under way per workspace (a lane);
+what is published meanwhile waits and goes into the next, so batches form by themselves under load. A call whose answer
+is lost is sent again under its own number, and the script answers what it answered then.
+
+A caller whose patience ends hears `Unavailable`. What of its events never left is taken back; the rest is in doubt, and
+the lane goes on to settle that before it sends anything newer. A publish of an equal event within `RETRY_SECONDS` counts
+as the retry and takes over the promise of the first. Equal events are interchangeable: nothing is lost or doubled by it.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from time import monotonic
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from .errors import Unavailable
+from .events import Packed
+from .keyspace import PRODUCER_SECONDS, STATE_SECONDS, Keyspace
+from .positions import Position
+
+log = logging.getLogger("trunkline.producer")
+
+MAX_CALL_EVENTS = 100
+MAX_CALL_BYTES = 4 * 1024 * 1024
+RETRY_SECONDS = 300.0
+MAX_IDLE_LANES = 10_000
+
+_SCRIPT = resources.files("broker").joinpath("scripts/publish.lua").read_text()
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+
+# An event's position to be; None for an ephemeral one.
+Promise = asyncio.Future[Position | None]
+
+
+class Producer:
+    """One producer: a lane for each workspace, all over one Redis client whose own retries are off."""
+
+    def __init__(self, redis: Redis, keys: Keyspace, *, log_events: int, log_seconds: int, patience: float) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.patience = patience
+        self._bounds = (log_events, log_seconds, PRODUCER_SECONDS, STATE_SECONDS, "PUBLISH")
+        self._lanes: dict[str, Lane] = {}
+        self._sha: str | None = None
+
+    async def publish(self, events: Sequence[Packed]) -> list[Position | None]:
+        """The positions of `events`, in their order. Raises `Unavailable` when nothing moves for `patience` seconds."""
+        sent = [(lane := self._lane(packed.workspace), packed, lane.put(packed)) for packed in events]
+        try:
+            for lane, _, promise in sent:
+                if not promise.done():
+                    await asyncio.wait((promise,), timeout=self.patience)
+                if not promise.done() or promise.cancelled():
+                    raise Unavailable(f"Redis took no publish for {self.patience:g} s: {lane.problem}")
+        except BaseException:
+            for lane in {lane for lane, _, _ in sent}:
+                lane.give_up([(packed, promise) for owner, packed, promise in sent if owner is lane])
+            raise
+        return [promise.result() for _, _, promise in sent]
+
+    async def call(self, lane: "Lane") -> list[str]:
+        """One round trip: the lane's call, as its header in publish.lua says. The script is loaded when it is missing."""
+        agents = list(dict.fromkeys(packed.agent for packed, _ in lane.call))
+        index = {agent: number for number, agent in enumerate(agents, 1)}
+        name, workspace = self.keys, lane.workspace
+        keys = [name.log(workspace), name.workspace(workspace), name.producer(workspace, lane.id)]
+        keys += [name.agent(workspace, agent) for agent in agents]
+        arguments: list[Any] = [lane.number, *self._bounds, name.channel(workspace), len(agents)]
+        arguments += [name.channel(workspace, agent) for agent in agents]
+        for packed, _ in lane.call:
+            arguments += (index[packed.agent], packed.kind, packed.stamp + packed.rest)
+        if self._sha is None:
+            self._sha = await self.redis.script_load(_SCRIPT)
+        try:
+            answer = await self.redis.execute_command("EVALSHA", self._sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            self._sha = None  # a restarted Redis has forgotten it
+            return await self.call(lane)
+        return [position.decode() for position in answer]
+
+    async def close(self) -> None:
+        """End what is still under way; its fate is unknown."""
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _lane(self, workspace: str) -> "Lane":
+        lane = self._lanes.get(workspace)
+        if lane is None:
+            if len(self._lanes) >= MAX_IDLE_LANES:
+                # A lane made anew has a new id: nothing is forgotten that still matters.
+                self._lanes = {name: kept for name, kept in self._lanes.items() if not kept.is_idle}
+            lane = self._lanes[workspace] = Lane(self, workspace)
+        return lane
+
+
+class Lane:
+    """The publishes of one workspace, one call at a time."""
+
+    def __init__(self, producer: Producer, workspace: str) -> None:
+        self.producer = producer
+        self.workspace = workspace
+        self.id = secrets.token_hex(8)
+        self.number = 0  # of the call under way, else of the last one
+        self.waiting: deque[tuple[Packed, Promise]] = deque()
+        self.call: list[tuple[Packed, Promise]] = []
+        self.problem: Exception | None = None  # why the call under way is not through
+        self.task: asyncio.Task[None] | None = None
+        # Promises whose callers gave up, by what their events say, and until when a retry may take them over.
+        self.doubts: dict[bytes, deque[Promise]] = {}
+        self.doubts_end = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.task is None and monotonic() > self.doubts_end
+
+    def put(self, packed: Packed) -> Promise:
+        """Queue one event, or find that it is the retry of one in doubt."""
+        if self.doubts and (promise := self._claim(packed)) is not None:
+            return promise
+        promise = asyncio.get_running_loop().create_future()
+        self.waiting.append((packed, promise))
+        if self.task is None:
+            self.task = asyncio.create_task(self._run())
+        return promise
+
+    def give_up(self, entries: Iterable[tuple[Packed, Promise]]) -> None:
+        """Their caller stopped waiting: take back what never left, remember the rest for a retry."""
+        unsent = {id(promise) for _, promise in self.waiting}
+        for packed, promise in entries:
+            if id(promise) not in unsent:
+                self.doubts.setdefault(packed.rest, deque()).append(promise)
+                self.doubts_end = monotonic() + RETRY_SECONDS
+        given_up = {id(promise) for _, promise in entries} & unsent
+        self.waiting = deque(entry for entry in self.waiting if id(entry[1]) not in given_up)
+
+    def _claim(self, packed: Packed) -> Promise | None:
+        if monotonic() > self.doubts_end:
+            self.doubts.clear()
+        promises = self.doubts.get(packed.rest)
+        while promises:
+            promise = promises.popleft()
+            if not promises:
+                del self.doubts[packed.rest]
+            if not promise.cancelled():
+                return promise
+        return None
+
+    async def _run(self) -> None:
+        """Send until nothing waits. An idle lane has no task."""
+        try:
+            while self.call or self.waiting:
+                if not self.call:
+                    self._load()
+                await self._settle()
+        finally:
+            self.task = None
+
+    def _load(self) -> None:
+        """Put what waits into the next call, up to its bounds."""
+        self.number += 1
+        size = 0
+        while self.waiting and len(self.call) < MAX_CALL_EVENTS and size < MAX_CALL_BYTES:
+            entry = self.waiting.popleft()
+            size += len(entry[0].rest)
+            self.call.append(entry)
+
+    async def _settle(self) -> None:
+        """Repeat the call, under its number, until Redis has answered it."""
+        started = monotonic()
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                positions = await self.producer.call(self)
+            except (RedisError, OSError) as error:
+                if isinstance(error, ResponseError) and str(error).startswith("OUT_OF_ORDER"):
+                    # What Redis knows of us ends before this call: its history went back, or our record expired. So
+                    # the call was not applied in any history that still exists.
+                    log.warning("the producer's record of a workspace went back: going on under a new id")
+                    self.id, self.number = secrets.token_hex(8), 1
+                    continue
+                self.problem = error
+            else:
+                break
+            if monotonic() - started > RETRY_SECONDS:
+                # Sent any later, it would be old news told as new.
+                for _, promise in self.call:
+                    promise.cancel()
+                self.id, self.number, self.call = secrets.token_hex(8), 0, []
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        for (_, promise), position in zip(self.call, positions, strict=True):
+            promise.set_result(Position(position) if position else None)
+        self.call, self.problem = [], None

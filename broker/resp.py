@@ -1,0 +1,127 @@
+"""The feed's own socket to Redis: RESP3 through hiredis, a read at a time.
+
+redis-py re-makes a subscriber's connection silently, and what was published meanwhile is gone; it also reads one message
+at a time. Here a lost connection is an event for the feed, and all messages of one read are handed on as one batch.
+
+In RESP3 answers and pushed messages share one ordered stream: when the answer to a read of a position is seen, every
+message published before it has been seen too. The feed's joining and checking rest on that.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import hiredis
+
+from .address import CONNECT_SECONDS, Address
+from .errors import Unavailable
+
+Answer = Callable[[Any], None]
+
+
+class Taker(Protocol):
+    """Who hears what Redis sends."""
+
+    def on_pushes(self, pushes: list[list[Any]]) -> None:
+        """Pushed messages in order, as many as one read brought between two answers."""
+
+    def on_lost(self, reason: str) -> None:
+        """The connection has ended."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, authenticated and named. `ask` before `connection_lost`, in order, each answered in turn."""
+
+    def __init__(self, taker: Taker) -> None:
+        self._taker = taker
+        self._reader = hiredis.Reader()
+        self._answers: deque[Answer] = deque()
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        reader, pushes = self._reader, []
+        push_type = hiredis.PushNotification
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if type(reply) is push_type:
+                    pushes.append(reply)
+                    continue
+                if pushes:
+                    self._taker.on_pushes(pushes)
+                    pushes = []
+                self._answers.popleft()(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.close(f"not what Redis says: {error}")
+            return
+        if pushes:
+            self._taker.on_pushes(pushes)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost(str(error) if error else "closed by Redis")
+
+    def ask(self, *words: str | bytes | int, answer: Answer | None = None) -> None:
+        """Send a command. A command answered by pushes (SUBSCRIBE) takes no `answer`."""
+        self.ask_many([words], [answer] if answer else [])
+
+    def ask_many(self, commands: list[tuple[str | bytes | int, ...]], answers: list[Answer]) -> None:
+        """Send commands in one write. `answers` are for those of them that are answered by a reply."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._answers.extend(answers)
+            self._transport.write(b"".join([hiredis.pack_command(command) for command in commands]))
+
+    def close(self, reason: str) -> None:
+        """End the connection now; `on_lost` is called with `reason`."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
+        taker, self._taker = self._taker, _NOBODY
+        taker.on_lost(reason)
+
+
+class _Nobody:
+    def on_pushes(self, pushes: list[list[Any]]) -> None: ...
+
+    def on_lost(self, reason: str) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
+async def connect(address: Address, taker: Taker, name: str) -> Connection:
+    """Open a connection and introduce ourselves. Raises `Unavailable` with Redis' reason."""
+    loop = asyncio.get_running_loop()
+    connection = Connection(taker)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if address.path:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.ssl)
+            login = ("AUTH", address.username or "default", address.password) if address.password else ()
+            greeting: asyncio.Future[Any] = loop.create_future()
+            connection.ask("HELLO", 3, *login, "SETNAME", name, answer=lambda reply: _set(greeting, reply))
+            reply = await greeting
+    except (OSError, TimeoutError) as error:
+        connection.close("not opened")
+        raise Unavailable(f"cannot reach Redis at {address}: {error or 'timed out'}") from error
+    if isinstance(reply, hiredis.ReplyError):
+        connection.close("not opened")
+        raise Unavailable(f"Redis at {address} refuses the feed: {reply}")
+    return connection
+
+
+def _set(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)

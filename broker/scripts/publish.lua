@@ -1,0 +1,87 @@
+-- Append a producer's call to its workspace's log and tell every node, as one step.
+--
+-- KEYS  1 log   2 workspace   3 producer   4.. one agent hash for each agent of the call
+-- ARGV  1 number of the call     2 log_events    3 log_seconds    4 seconds the producer's record lives
+--       5 seconds state lives    6 PUBLISH or SPUBLISH            7 channel of the workspace
+--       8 number of agents, then a channel for each, in the order of KEYS
+--       then for each event, at most 100: index of its agent (from 1), kind, body
+--         kind  the credits it used, '0' for most; '-' for an ephemeral event
+--         body  the event's JSON without its opening brace: "type":"task.progress",…}
+-- Answer  an array with the position of each event, '' for an ephemeral one.
+--         The same number again gets the same answer, and nothing else happens.
+-- Error   OUT_OF_ORDER <last number>: the record does not continue with this number.
+-- Example EVALSHA … 4 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:agent:{ws}:a1
+--           1 10000 3600 86400 604800 PUBLISH trunkline:events:{ws} 1 trunkline:events:{ws}:a1
+--           1 0 '"type":"agent.online","workspace_id":"ws","agent_id":"a1","timestamp":"…","data":{}}'
+--         → 1) "1790000000000-0"
+
+local log, workspace, producer = KEYS[1], KEYS[2], KEYS[3]
+local number = tonumber(ARGV[1])
+
+local record = redis.call('HMGET', producer, 'number', 'answer')
+local last = tonumber(record[1] or '0')
+if number == last then
+  local kept = {}
+  for position in string.gmatch(record[2], '([^,]*),') do kept[#kept + 1] = position end
+  return kept
+elseif number ~= last + 1 then
+  return redis.error_reply('OUT_OF_ORDER ' .. last)
+end
+
+local command, workspace_channel, agents = ARGV[6], ARGV[7], tonumber(ARGV[8])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message.
+local newest = redis.call('HGET', workspace, 'position') or '0-0'
+local newest_of, credits, seen = {}, {}, {}
+
+-- The log expires when idle. Should the clock have gone back meanwhile, positions still only grow.
+local next_id = '*'
+if newest ~= '0-0' and redis.call('EXISTS', log) == 0 then
+  local milliseconds, sequence = string.match(newest, '(%d+)-(%d+)')
+  if tonumber(milliseconds) >= now then next_id = milliseconds .. '-' .. string.format('%.0f', sequence + 1) end
+end
+
+local positions, messages = {}, {}
+for i = 9 + agents, #ARGV, 3 do
+  local agent, kind, body = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+  seen[agent] = true
+  if kind == '-' then
+    positions[#positions + 1] = ''
+    messages[#messages + 1] = '{' .. body
+  else
+    local before = newest_of[agent] or redis.call('HGET', KEYS[3 + agent], 'position') or '0-0'
+    local entry = '"prev":"' .. newest .. '","agent_prev":"' .. before .. '",' .. body
+    newest = redis.call('XADD', log, 'MAXLEN', '=', ARGV[2], next_id, 'e', entry)
+    next_id = '*'
+    newest_of[agent] = newest
+    if kind ~= '0' then credits[agent] = (credits[agent] or 0) + tonumber(kind) end
+    positions[#positions + 1] = newest
+    messages[#messages + 1] = '{"id":"' .. newest .. '",' .. entry
+  end
+end
+
+redis.call('HSET', producer, 'number', number, 'answer', table.concat(positions, ',') .. ',')
+redis.call('EXPIRE', producer, ARGV[4])
+if newest ~= '0-0' then
+  redis.call('XTRIM', log, 'MINID', '=', string.format('%.0f', now - ARGV[3] * 1000))
+  redis.call('EXPIRE', log, ARGV[3])
+  redis.call('HSET', workspace, 'position', newest)
+  redis.call('EXPIRE', workspace, ARGV[5])
+end
+for agent in pairs(seen) do
+  local key = KEYS[3 + agent]
+  redis.call('HSET', key, 'last_activity', string.format('%.0f', now))
+  if newest_of[agent] then redis.call('HSET', key, 'position', newest_of[agent]) end
+  if credits[agent] then redis.call('HINCRBY', key, 'credits_used', credits[agent]) end
+  redis.call('EXPIRE', key, ARGV[5])
+end
+
+-- Last, so that a script that fails has told nobody, and a node that reads after the message finds everything.
+for i = 1, #messages do
+  local agent = tonumber(ARGV[9 + agents + 3 * (i - 1)])
+  redis.call(command, workspace_channel, messages[i])
+  redis.call(command, ARGV[8 + agent], messages[i])
+end
+return positions

@@ -1,0 +1,68 @@
+"""Watching from Python: one filter's events as an async iterator, straight from Redis."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from .broker import Broker
+from .events import Carried, Event
+from .feed import Feed, Gap, Taker
+from .filters import Filter
+from .positions import Position, is_after
+
+
+class _Queue(Taker):
+    """What the feed brought, until it is taken."""
+
+    def __init__(self, wanted: Filter) -> None:
+        self.wanted = wanted
+        self.items: deque[Carried | Gap] = deque()
+        self.stirred = asyncio.Event()
+
+    def on_events(self, events: list[Carried]) -> None:
+        self.items.extend(event for event in events if self.wanted.matches(event))
+        self.stirred.set()
+
+    def on_gap(self, gap: Gap) -> None:
+        self.items.append(gap)
+        self.stirred.set()
+
+
+async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -> AsyncIterator[Event | Gap]:
+    """The events that `wanted` matches, in order per workspace, each once: from now, or first those after `since`.
+
+    `since` needs a filter of one workspace. A `Gap` stands where events are lost for good.
+    Raises `Unavailable` when the log cannot be read; a lost subscription is healed meanwhile without a word.
+    """
+    queue = _Queue(wanted)
+    feed = Feed(broker.address, broker.keys, broker.log, queue)
+    task = asyncio.create_task(feed.run())
+    try:
+        agents: set[str | None] = {None} if wanted.agents is None else set(wanted.agents)
+        joined = feed.want([(workspace, agent) for workspace in wanted.workspaces for agent in agents])
+        if joined is not None:
+            await joined
+        if since is not None:
+            (workspace,) = wanted.workspaces
+            bounds = await broker.log.bounds(workspace, since, wanted.agents or ())
+            if not bounds.is_valid:
+                yield Gap(workspace, wanted.agents, since)
+            else:
+                is_last = False
+                while not is_last:
+                    events, since, is_last = await broker.log.page(workspace, since)
+                    for event in events:
+                        if wanted.matches(event):
+                            yield event.event()
+        while True:
+            while queue.items:
+                item = queue.items.popleft()
+                if isinstance(item, Gap):
+                    yield item
+                elif since is None or item.id is None or is_after(item.id, since):
+                    yield item.event()
+            queue.stirred.clear()
+            await queue.stirred.wait()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,130 @@
+"""`python -m tests.bench [--quick] [--rounds N] [--only WORD] [--no-profile]`: see the package's docstring."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from . import report
+from .machine import Cores, describe, raise_open_files
+from .plan import DEFAULT, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
+from .servers import BenchError
+
+T = TypeVar("T")
+
+
+class Run:
+    """One invocation: runs, prints as results come, and remembers what went wrong."""
+
+    def __init__(self, bench: Bench, rounds: int, workloads: list[Workload]) -> None:
+        self.bench = bench
+        self.rounds = rounds
+        self.workloads = workloads
+        self.problems: list[str] = []
+
+    def attempt(self, what: str, run: Callable[[], T]) -> T | None:
+        """A failed run is told and remembered; the others go on."""
+        say(what)
+        try:
+            return run()
+        except BenchError as error:
+            self.problems.append(f"{what}: {error}")
+            return None
+
+    def checked(self, what: str, run: Callable[[], Figures]) -> Figures | None:
+        figures = self.attempt(what, run)
+        if figures is not None and report.is_wrong(figures):
+            names = ("lost", "doubled", "reordered", "closed")
+            self.problems.append(f"{what}: {', '.join(f'{figures.get(name, 0)} {name}' for name in names)}")
+        return figures
+
+    def deliveries(self) -> dict[Workload, list[report.Pair]]:
+        """Rounds of all workloads, the two servers in turn."""
+        measured: dict[Workload, list[report.Pair]] = {workload: [] for workload in self.workloads}
+        for number in range(1, self.rounds + 1):
+            for workload in self.workloads:
+                pair: report.Pair = {}
+                for server in SERVERS:
+                    what = f"round {number}: {workload.name}, {server}"
+                    figures = self.checked(what, lambda w=workload, s=server: self.bench.load(w, s))  # type: ignore[misc]
+                    if figures is not None:
+                        pair[server] = figures
+                if len(pair) == len(SERVERS):
+                    measured[workload].append(pair)
+        say("")
+        return measured
+
+    def repeated(self, what: str, run: Callable[[], Figures]) -> list[Figures]:
+        attempts = (self.checked(f"round {number}: {what}", run) for number in range(1, self.rounds + 1))
+        return [figures for figures in attempts if figures is not None]
+
+
+def say(what: str) -> None:
+    """What is being done, on one line that the next one replaces; only where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def show(lines: list[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def measure(run: Run) -> None:
+    measured = run.deliveries()
+    show(report.delivery_head())
+    for workload, rounds in measured.items():
+        show(report.delivery_rows(workload, rounds) if rounds else [f"{workload.name}: no result"])
+    publishes = run.repeated("publishes", run.bench.publishes)
+    pings = run.repeated("pings", run.bench.pings)
+    say("")
+    show(["", "Trunkline alone", *report.absolute_rows(measured, publishes, pings)])
+
+
+def profile(run: Run) -> None:
+    """Runs of their own: the sampler must not touch what is measured."""
+    show(["", "Where the CPU time goes (sampled once per kernel tick, in runs of their own)"])
+    bench = run.bench
+    jobs = {workload.name: lambda w=workload: bench.profile(w, "run") for workload in run.workloads}
+    jobs["connecting, subscribing, first ping"] = lambda: bench.profile(run.workloads[-1], "connect")
+    jobs["pings"] = lambda: bench.profile(PINGS, "run")
+    jobs["publishes (the producer's CPU)"] = bench.profile_publishes
+    for name, job in jobs.items():
+        samples = run.attempt(f"profile: {name}", job)
+        say("")
+        show(["", *report.profile_lines(name, samples or [])])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of every workload (3; with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="one short round: under a minute, and rough")
+    parser.add_argument("--only", default="", metavar="WORD", help="workloads whose name contains it")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the profile by section")
+    options = parser.parse_args()
+    workloads = [workload for workload in WORKLOADS if options.only in workload.name]
+    if not workloads:
+        parser.error(f"no workload's name contains {options.only!r}: {', '.join(each.name for each in WORKLOADS)}")
+
+    cores = Cores.of_this_machine()
+    raise_open_files()
+    if cores.are_apart:
+        os.sched_setaffinity(0, cores.load)  # Redis and the load inherit it
+    start = time.monotonic()
+    run = Run(
+        Bench(cores, QUICK if options.quick else DEFAULT), options.rounds or (1 if options.quick else 3), workloads
+    )
+    print(describe(cores))
+    print(f"{run.rounds} round(s), server CPU from each process's CPU clock (nanoseconds, all threads)\n", flush=True)
+    measure(run)
+    if not options.no_profile:
+        profile(run)
+    print(f"\n{time.monotonic() - start:.0f} s")
+    for problem in run.problems:
+        print(f"FAILED {problem}", file=sys.stderr)
+    return 1 if run.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What is run: the workloads, one run of each, and rounds of them side by side."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from broker.local import LocalRedis
+
+from . import servers
+from .load import Job
+from .machine import Cores
+from .servers import BenchError, Server
+
+Figures = dict[str, Any]
+Start = Callable[[LocalRedis, Cores, Path | None], AbstractContextManager[Server]]
+SERVERS: dict[str, Start] = {"trunkline": servers.trunkline, "baseline": servers.baseline}
+
+_RUN_SECONDS = 60.0  # no run takes half of that; a stuck one is ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """`agents` is 1 (all clients watch one) or as many as clients (each its own); `window` or `rate` as in `load`."""
+
+    name: str
+    clients: int
+    agents: int
+    window: int = 0
+    rate: int = 0
+
+
+WORKLOADS = (
+    Workload("broadcast to 1,000, 64 outstanding", clients=1000, agents=1, window=64),
+    Workload("broadcast to 1,000, 8 outstanding", clients=1000, agents=1, window=8),
+    Workload("1,000 clients, an agent each", clients=1000, agents=1000, window=1000),
+    Workload("broadcast to 5,000, 10 a second", clients=5000, agents=1, rate=10),
+)
+PINGS = Workload("pings", clients=200, agents=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """How long the parts of a run take, in seconds."""
+
+    warm: float
+    closed_loop: float
+    open_loop: float
+    producer: float
+
+
+DEFAULT = Lengths(warm=0.5, closed_loop=2.0, open_loop=4.0, producer=2.0)
+QUICK = Lengths(warm=0.3, closed_loop=1.0, open_loop=2.0, producer=1.0)
+
+
+class Bench:
+    """Runs things on these cores for these lengths of time. Every method raises `BenchError` when a process fails."""
+
+    def __init__(self, cores: Cores, lengths: Lengths) -> None:
+        self.cores = cores
+        self.lengths = lengths
+
+    def load(self, workload: Workload, server: str) -> Figures:
+        return self._run("tests.bench.load", workload, server)[0]
+
+    def pings(self) -> Figures:
+        return self._run("tests.bench.pings", PINGS, "trunkline")[0]
+
+    def publishes(self) -> Figures:
+        return self._publish()[0]
+
+    def profile(self, workload: Workload, phase: str) -> list[Any]:
+        """The samples (see `profiled`) of Trunkline's node in that phase of a run: `connect` or `run`."""
+        module = "tests.bench.pings" if workload is PINGS else "tests.bench.load"
+        return self._run(module, workload, "trunkline", phase)[1]
+
+    def profile_publishes(self) -> list[Any]:
+        return self._publish(is_profiled=True)[1]
+
+    def _run(self, module: str, workload: Workload, server: str, phase: str = "") -> tuple[Figures, list[Any]]:
+        """One run with a fresh Redis and a fresh server; its figures and, if a phase is profiled, its samples."""
+        with tempfile.TemporaryDirectory() as directory, servers.fresh_redis() as redis:
+            samples = Path(directory, "samples.json")
+            with SERVERS[server](redis, self.cores, samples if phase else None) as running:
+                job = Job(
+                    server_pid=running.pid,
+                    redis_pid=redis.pid,
+                    port=running.port,
+                    path=running.path,
+                    redis_port=redis.port,
+                    prefix=servers.PREFIX,
+                    way=running.broadcast_way if workload.agents == 1 else running.unicast_way,
+                    clients=workload.clients,
+                    agents=workload.agents,
+                    window=workload.window,
+                    rate=workload.rate,
+                    warm_seconds=self.lengths.warm,
+                    seconds=self.lengths.open_loop if workload.rate else self.lengths.closed_loop,
+                    profile=phase,
+                )
+                printed = servers.run_module([module, json.dumps(dataclasses.asdict(job))], _RUN_SECONDS)
+            return json.loads(printed), _read_samples(samples) if phase else []
+
+    def _publish(self, *, is_profiled: bool = False) -> tuple[Figures, list[Any]]:
+        """The producer is what is measured: it has the server's core."""
+        with tempfile.TemporaryDirectory() as directory, servers.fresh_redis() as redis:
+            samples = Path(directory, "samples.json")
+            module = ["tests.bench.producer", str(redis.port), servers.PREFIX, str(self.lengths.producer)]
+            printed = servers.run_module(module + [str(samples)] * is_profiled, _RUN_SECONDS, self.cores.server)
+            return json.loads(printed), _read_samples(samples) if is_profiled else []
+
+
+def _read_samples(file: Path) -> list[Any]:
+    """Read when the process that wrote them has ended."""
+    if not file.exists():
+        raise BenchError("the profiled process wrote no samples")
+    return json.loads(file.read_text())["samples"]  # type: ignore[no-any-return]

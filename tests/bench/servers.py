@@ -1,0 +1,150 @@
+"""What is measured: a Trunkline node and the baseline, each a process on the server's core."""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from broker.local import LocalRedis, find_redis_server
+
+from ..support import SECRET, free_port, http, token
+from .machine import Cores
+from .payload import WORKSPACE
+
+PREFIX = "bench"
+_START_SECONDS = 20.0
+
+
+class BenchError(Exception):
+    """A process of the benchmark failed; the text ends with its last words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server, and how a load speaks to it."""
+
+    pid: int
+    port: int
+    path: str
+    """Where clients connect; `{agent}` stands for the agent a client watches."""
+    broadcast_way: str
+    unicast_way: str
+    """How events get to it: see `publisher`."""
+
+
+@contextlib.contextmanager
+def fresh_redis() -> Iterator[LocalRedis]:
+    """A Redis on the load's core: it inherits the placement of this process."""
+    with LocalRedis(find_redis_server()) as redis:
+        yield redis
+
+
+@contextlib.contextmanager
+def trunkline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> Iterator[Server]:
+    """`trunkline serve`; with `profile`, under the sampler of `profiled`, which writes there."""
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
+    environment |= {
+        "TRUNKLINE_JWT_SECRET": SECRET,
+        "TRUNKLINE_PREFIX": PREFIX,
+        "TRUNKLINE_DRAIN_WAIT_SECONDS": "0",
+        "TRUNKLINE_DRAIN_SECONDS": "0",
+    }
+    program = ["gateway"] if profile is None else ["tests.bench.profiled", str(profile), "gateway"]
+    command = [*program, "serve", "--host", "127.0.0.1", "--port", str(port), "--redis-url", redis.url]
+    path = f"/v2/ws?token={token(WORKSPACE)}&envelope=flat"
+
+    def is_ready() -> bool:
+        return http(f"http://127.0.0.1:{port}/ready")[0] == 200
+
+    with process("trunkline", command, cores, is_ready, environment) as pid:
+        yield Server(pid, port, path, "log", "live")
+
+
+@contextlib.contextmanager
+def baseline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> Iterator[Server]:
+    """The bare loop of `baseline`. It is not profiled: nearly all of it is one system call."""
+    port = free_port()
+
+    def is_ready() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        return False
+
+    command = ["tests.bench.baseline", str(port), str(redis.port)]
+    with process("baseline", command, cores, is_ready, dict(os.environ)) as pid:
+        yield Server(pid, port, "/{agent}", "ready-log", "ready")
+
+
+@contextlib.contextmanager
+def process(
+    name: str, module: list[str], cores: Cores, is_ready: Callable[[], bool], environment: dict[str, str]
+) -> Iterator[int]:
+    """Run `python -m` `module` on the server's core until the block ends.
+
+    Raises `BenchError` when it does not get ready or does not live through the block.
+    """
+    with tempfile.TemporaryFile() as words:
+        running = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env=environment,
+        )
+        os.sched_setaffinity(running.pid, cores.server)  # before it has threads: they inherit it
+
+        def last_words() -> str:
+            words.seek(0)
+            return words.read().decode(errors="replace").strip()[-1500:]
+
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not is_ready():
+                if running.poll() is not None or time.monotonic() > deadline:
+                    raise BenchError(f"{name} did not get ready: {last_words()}")
+                time.sleep(0.05)
+            yield running.pid
+            if running.poll() is not None:
+                raise BenchError(f"{name} ended with status {running.returncode} under load: {last_words()}")
+        finally:
+            end(running)
+
+
+def end(running: subprocess.Popen[bytes]) -> None:
+    """Ask a process of ours to end, and make sure that it does."""
+    running.terminate()
+    try:
+        running.wait(5)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.wait(5)
+
+
+def run_module(module: list[str], seconds: float, core: frozenset[int] | None = None) -> str:
+    """Run `python -m` `module` to its end, at most so long; answers what it printed. It stays on this process's core
+    unless another is given."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *module],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        if core is not None:
+            os.sched_setaffinity(running.pid, core)
+        try:
+            printed, words = running.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"{module[0]} did not end within {seconds:.0f} s") from error
+        finally:
+            running.kill()  # only matters when it has not ended
+    if running.returncode:
+        raise BenchError(f"{module[0]} ended with status {running.returncode}: {words.strip()[-1500:]}")
+    return printed

@@ -1,0 +1,70 @@
+"""The benchmark's own parts count right: a short run against the baseline, and the reader's judgement by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from . import payload, servers
+from .baseline import frame
+from .load import Job
+from .machine import Cores
+from .reading import Reader, Stream
+
+CLIENTS = 20
+
+
+@pytest.mark.parametrize("agents", [1, CLIENTS])
+def test_every_client_of_the_baseline_gets_every_event_once(agents: int) -> None:
+    with servers.fresh_redis() as redis, servers.baseline(redis, Cores.of_this_machine()) as server:
+        job = Job(
+            server_pid=server.pid,
+            redis_pid=redis.pid,
+            port=server.port,
+            path=server.path,
+            redis_port=redis.port,
+            prefix=servers.PREFIX,
+            way=server.broadcast_way if agents == 1 else server.unicast_way,
+            clients=CLIENTS,
+            agents=agents,
+            window=8 if agents == 1 else CLIENTS,
+            warm_seconds=0.1,
+            seconds=0.5,
+        )
+        figures = json.loads(servers.run_module(["tests.bench.load", json.dumps(dataclasses.asdict(job))], 30))
+    assert figures["published"] > 0
+    assert figures["deliveries"] > 0
+    assert figures["server_us"] > 0
+    assert [figures[name] for name in ("lost", "doubled", "reordered", "closed", "strays")] == [0, 0, 0, 0, 0]
+
+
+def sent(*sequences: int) -> bytes:
+    return b"".join(frame(payload.flat_json("agent-0001", sequence, position=True)) for sequence in sequences)
+
+
+def read(stream: Stream, data: bytes, *, is_alone: bool = False, pieces: int = 100) -> Reader:
+    reader = Reader(stream, lambda _: 0, is_alone=is_alone)
+    view = memoryview(data)
+    for start in range(0, len(data), pieces):
+        reader.take(view[start : start + pieces])
+    return reader
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_reader_tells_lost_from_doubled_from_reordered(is_alone: bool) -> None:
+    reader = read(Stream(), sent(0, 1, 4, 3, 4), is_alone=is_alone)
+    tally = reader.tally()
+    assert reader.messages == 5
+    assert (tally.lost(6), tally.doubled, tally.reordered) == (2, 1, 1)  # 2 and 5; 4; 3
+
+
+def test_a_client_whose_bytes_differ_is_judged_by_its_own() -> None:
+    stream = Stream()
+    shared = read(stream, sent(0, 1, 2, 3))
+    behind = read(stream, sent(0), pieces=150)
+    heartbeat = read(stream, sent(0, 1) + frame(b'{"type":"ping"}') + sent(2, 3))
+    lossy = read(stream, sent(0, 2, 3), pieces=1000)
+    readers = (shared, behind, heartbeat, lossy)
+    assert [reader.messages for reader in readers] == [4, 1, 4, 3]
+    assert [reader.tally().lost(4) for reader in readers] == [0, 3, 0, 1]
+    assert [reader.is_alone for reader in readers] == [False, False, True, True]

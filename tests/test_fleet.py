@@ -1,0 +1,340 @@
+"""The fleet: every file in deploy/ as it stands, under the programs that it is written for.
+
+Two nodes behind HAProxy (and nginx), one Redis, a Prometheus that scrapes them. `make fleet` shows a person the same.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import websockets
+
+from broker import Broker, Event
+
+from .support import IN_CI, SECRET, Client, Node, free_port, http, maxicore, token, until
+
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+
+# deploy/ is no package: it belongs to whoever operates the nodes, and is in none of them.
+_spec = importlib.util.spec_from_file_location("fleet", DEPLOY / "fleet.py")
+assert _spec is not None
+assert _spec.loader is not None
+fleet_module = importlib.util.module_from_spec(_spec)
+sys.modules["fleet"] = fleet_module
+_spec.loader.exec_module(fleet_module)
+
+Fleet, Member = fleet_module.Fleet, fleet_module.Member
+
+
+def needs(program: str, package: str = "") -> str:
+    """The program's path; without it the test is skipped, and fails in CI, where everything is installed."""
+    try:
+        return str(fleet_module.find(program, package))
+    except fleet_module.FleetError as error:
+        (pytest.fail if IN_CI else pytest.skip)(str(error))
+
+
+def start_fleet() -> Any:
+    needs("haproxy")
+    needs("prometheus")
+    return Fleet(jwt_secret=SECRET, drain_wait_seconds=3, drain_seconds=2)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Any]:
+    with start_fleet() as fleet:
+        yield fleet
+
+
+def at(member: Any) -> Node:
+    """A member of the fleet as the other tests know a node: an address to connect to and metrics to ask for."""
+    return Node("", "", port=member.port)
+
+
+def connections(fleet: Any) -> dict[str, float]:
+    """Open WebSockets by node, as the nodes count them."""
+    return {node.name: at(node).metric("trunkline_connections") for node in fleet.nodes}
+
+
+def progress(*steps: int) -> list[Event]:
+    return [
+        Event(
+            type="task.progress",
+            workspace_id="ws-456",
+            agent_id=f"agent-{step % 3}",
+            data={"task_id": "t", "step": step},
+        )
+        for step in steps
+    ]
+
+
+@contextlib.asynccontextmanager
+async def watchers_on_both_nodes(fleet: Any, balancer: Node) -> AsyncIterator[list[Client]]:
+    """Clients that came through the balancer and watch the workspace: six, or more until each node has one."""
+    before = connections(fleet)
+    async with contextlib.AsyncExitStack() as open_clients:
+        clients: list[Client] = []
+        while len(clients) < 6 or any(count <= before[name] for name, count in connections(fleet).items()):
+            assert len(clients) < 60, f"the balancer leaves a node out: {connections(fleet)}"
+            client = await open_clients.enter_async_context(maxicore(balancer))
+            await client.subscribe(workspace_id="ws-456")
+            await client.synchronise()
+            clients.append(client)
+        yield clients
+    await until(lambda: connections(fleet) == before, what="the nodes to see the clients leave")
+
+
+async def publish_and_see_it_everywhere(fleet: Any, clients: list[Client]) -> None:
+    steps = list(range(400))
+    async with Broker.connect(fleet.redis.url) as broker:
+        for start in range(0, 400, 50):
+            await broker.publish_many(progress(*steps[start : start + 50]))
+    for client in clients:
+        assert [(await client.receive())["data"]["step"] for _ in steps] == steps
+        assert await client.synchronise() == [], "more than was published"
+
+
+# Delivery
+
+
+@pytest.mark.anyio
+async def test_every_client_of_either_node_gets_every_event_once_and_prometheus_counts_the_clients(fleet: Any) -> None:
+    async with watchers_on_both_nodes(fleet, at(fleet.balancer)) as clients:
+        await publish_and_see_it_everywhere(fleet, clients)
+        by_instance = {f"127.0.0.1:{node.port}": connections(fleet)[node.name] for node in fleet.nodes}
+        assert sum(by_instance.values()) == len(clients)
+        await until(lambda: ask_prometheus(fleet, "sum by (instance) (trunkline_connections)") == by_instance, 30)
+        assert ask_prometheus(fleet, 'up{job="trunkline"}') == dict.fromkeys(by_instance, 1)
+
+
+def ask_prometheus(fleet: Any, query: str) -> dict[str, float]:
+    """The value of each instance."""
+    status, _, body = http(f"{fleet.prometheus.url}/api/v1/query?" + urllib.parse.urlencode({"query": query}))
+    assert status == 200, body
+    return {row["metric"]["instance"]: float(row["value"][1]) for row in json.loads(body)["data"]["result"]}
+
+
+@pytest.mark.anyio
+async def test_a_node_that_is_stopped_loses_no_client_no_newcomer_and_no_event() -> None:
+    with start_fleet() as fleet:
+        stopped, balancer = fleet.nodes[0], at(fleet.balancer)
+        farewells: list[int | None] = []
+        seen: list[list[int]] = [[] for _ in range(20)]
+        published = 0
+
+        async def watch(steps: list[int]) -> None:
+            """As a good client does: come back from the last event seen, until the last of all."""
+            since = None
+            while steps[-1:] != [-1]:
+                async with maxicore(balancer) as client:
+                    await client.subscribe(since=since, workspace_id="ws-456")
+                    with contextlib.suppress(websockets.ConnectionClosed):
+                        while steps[-1:] != [-1]:
+                            event = await client.receive(30)
+                            assert event["type"] == "task.progress"
+                            since = event["event_id"]
+                            steps.append(event["data"]["step"])
+                if steps[-1] != -1:
+                    farewells.append(client.socket.close_code)
+
+        async with anyio.create_task_group() as tasks, Broker.connect(fleet.redis.url) as broker:
+            for steps in seen:
+                tasks.start_soon(watch, steps)
+            await until(lambda: sum(connections(fleet).values()) == len(seen))
+
+            async def everybody_has_begun() -> bool:
+                nonlocal published
+                await broker.publish_many(progress(published))
+                published += 1
+                return all(seen)
+
+            await until(everybody_has_begun)
+            moving = connections(fleet)[stopped.name]
+            assert moving > 0
+
+            stopped.process.send_signal(signal.SIGTERM)
+            while stopped.process.poll() is None:
+                await broker.publish_many(progress(published))
+                published += 1
+                async with maxicore(balancer) as newcomer:
+                    await newcomer.synchronise()
+            assert stopped.process.returncode == 0
+            await until(lambda: at(fleet.nodes[1]).metric("trunkline_connections") == len(seen))
+            await broker.publish_many(progress(published, -1))
+
+        assert farewells == [1012] * int(moving)
+        for steps in seen:
+            assert steps[0] <= 5 * len(seen)
+            assert steps == [*range(steps[0], published + 1), -1]
+
+
+@pytest.fixture
+def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """nginx from nginx.conf in front of these ports."""
+    program, envsubst = needs("nginx", "nginx-light"), needs("envsubst", "gettext-base")
+    if os.geteuid() != 0:
+        pytest.skip("Debian's nginx keeps its temporary files where only root may write")
+    masters: list[subprocess.Popen[bytes]] = []
+
+    def start(*nodes: int) -> Any:
+        port = free_port()
+        addresses = {f"NODE_{number}": f"127.0.0.1:{node}" for number, node in enumerate(nodes, 1)}
+        configuration = substitute(envsubst, tmp_path, LISTEN=f"127.0.0.1:{port}", **addresses)
+        log = tmp_path / "nginx.log"
+        with log.open("ab") as output:
+            command = [program, "-e", "stderr", "-c", configuration, "-g", f"daemon off; pid {tmp_path}/nginx.pid;"]
+            masters.append(subprocess.Popen(command, stdout=output, stderr=output, process_group=0))
+        member = Member("nginx", port, masters[-1], log)
+        member.wait_for("/ready")
+        return member
+
+    yield start
+    for master in masters:
+        os.killpg(master.pid, signal.SIGKILL)
+        master.wait(10)
+
+
+def substitute(envsubst: str, directory: Path, **variables: str) -> str:
+    """nginx.conf as its first lines say how to make it."""
+    path = directory / "nginx.conf"
+    names = " ".join(f"${name}" for name in variables)
+    text = (DEPLOY / "nginx.conf").read_bytes()
+    path.write_bytes(subprocess.run([envsubst, names], input=text, env=variables, stdout=-1, check=True).stdout)
+    return str(path)
+
+
+@pytest.mark.anyio
+async def test_nginx_balances_as_haproxy_does(fleet: Any, start_nginx: Callable[..., Any]) -> None:
+    nginx = start_nginx(*(node.port for node in fleet.nodes))
+    async with watchers_on_both_nodes(fleet, at(nginx)) as clients:
+        await publish_and_see_it_everywhere(fleet, clients)
+    assert http(nginx.url + "/metrics")[0] == 404
+
+
+# What must not leave
+
+
+@pytest.mark.anyio
+async def test_no_log_of_the_fleet_holds_a_token(fleet: Any) -> None:
+    secret = token()
+    async with maxicore(at(fleet.balancer), secret) as client:
+        await client.synchronise()
+    assert http(f"{fleet.balancer.url}/nowhere?token={secret}")[0] == 404
+    await until(lambda: " GET /v2/ws " in fleet.balancer.output() and " GET /nowhere " in fleet.balancer.output())
+    for member in fleet.members:
+        assert secret not in member.output(), member.name
+
+
+@pytest.mark.anyio
+async def test_nginx_passes_over_a_dead_node_and_logs_no_token_even_then(
+    fleet: Any, start_nginx: Callable[..., Any]
+) -> None:
+    dead, secret = free_port(), token()
+    nginx = start_nginx(dead, fleet.nodes[1].port)
+    for _ in range(4):
+        async with maxicore(at(nginx), secret) as client:
+            await client.synchronise()
+    await until(lambda: nginx.output().count(" GET /v2/ws ") == 4)
+    assert f"127.0.0.1:{dead}" in nginx.output(), "it was tried"
+    assert secret not in nginx.output()
+
+
+def test_figures_are_not_for_the_balancers_clients(fleet: Any) -> None:
+    assert http(fleet.balancer.url + "/metrics")[0] == 404
+    assert http(fleet.nodes[0].url + "/metrics")[0] == 200
+
+
+# The files
+
+
+def checked(*command: str, **environment: str) -> str:
+    done = subprocess.run(command, env=environment or None, capture_output=True, check=False, text=True, cwd=DEPLOY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_haproxy_takes_its_file_without_a_warning() -> None:
+    address = {"LISTEN": "127.0.0.1:1", "NODE_1": "127.0.0.1:2", "NODE_2": "127.0.0.1:3"}
+    assert "WARNING" not in checked(needs("haproxy"), "-c", "-f", "haproxy.cfg", **address)
+
+
+def test_prometheus_takes_its_files_without_a_warning() -> None:
+    promtool = needs("promtool", "prometheus")
+    assert "WARNING" not in checked(promtool, "check", "config", "prometheus.yml")
+    checked(promtool, "check", "rules", "alerts.yml")
+
+
+def test_redis_takes_its_file(tmp_path: Path) -> None:
+    with fleet_module.LocalRedis(needs("redis-server")) as redis:
+        settings = (DEPLOY / "redis.conf").read_text()
+        for line in settings.splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.partition(" ")
+                assert checked("redis-cli", "-p", str(redis.port), "config", "set", name, value).strip() == "OK"
+
+
+def test_every_metric_of_an_alert_is_there_from_the_start(fleet: Any) -> None:
+    """A counter that appears with its first 1 has not grown, as Prometheus sees it, and no alert fires."""
+    wanted = set(re.findall(r"\btrunkline_\w+", (DEPLOY / "alerts.yml").read_text()))
+    figures = http(fleet.nodes[1].url + "/metrics")[2].decode()
+    assert wanted == {name for name in wanted if re.search(rf"^{name}[{{ ]", figures, re.MULTILINE)}
+    assert re.search(r'^trunkline_gaps_total{outcome="said"} ', figures, re.MULTILINE)
+
+
+HEALTHY = {
+    'up{job="trunkline",instance="a"}': "1x40",
+    'trunkline_connections{instance="a",dialect="maxicore"}': "1000x40",
+    'trunkline_feed_reconnects_total{instance="a"}': "7x40",
+    'trunkline_gaps_total{instance="a",outcome="healed"}': "0+1x40",
+    'trunkline_gaps_total{instance="a",outcome="said"}': "3x40",
+    'trunkline_slow_consumers_total{instance="a",dialect="maxicore"}': "0+1x40",
+    'trunkline_delivery_lag_seconds_bucket{instance="a",le="0.05"}': "0+100x40",
+    'trunkline_delivery_lag_seconds_bucket{instance="a",le="1"}': "0+100x40",
+    'trunkline_delivery_lag_seconds_bucket{instance="a",le="+Inf"}': "0+100x40",
+    'trunkline_event_loop_lag_seconds{instance="a"}': "0.01x40",
+    'trunkline_redis_errors_total{instance="a"}': "5x40",
+}
+"""A sample per half minute, as promtool writes them: a value, `x` and how often, `+` what it grows by."""
+
+
+@pytest.mark.parametrize(
+    ("change", "firing"),
+    [
+        ({}, set()),
+        ({'up{job="trunkline",instance="b"}': "1x10 0x30"}, {"TrunklineNodeDown"}),
+        ({'up{job="trunkline",instance="a"}': "1x10 0x30"}, {"TrunklineNodeDown", "TrunklineDown"}),
+        ({'up{job="trunkline",instance="a"}': "1x10 stale"}, {"TrunklineDown"}),
+        ({'trunkline_feed_reconnects_total{instance="a"}': "7x20 8x20"}, set()),
+        ({'trunkline_feed_reconnects_total{instance="a"}': "0+1x40"}, {"TrunklineFeedUnstable"}),
+        ({'trunkline_gaps_total{instance="a",outcome="said"}': "3x26 4x14"}, {"TrunklineEventsLost"}),
+        ({'trunkline_slow_consumers_total{instance="a",dialect="maxicore"}': "0+5x40"}, {"TrunklineSlowConsumers"}),
+        ({'trunkline_delivery_lag_seconds_bucket{instance="a",le="0.05"}': "0+98x40"}, {"TrunklineLag"}),
+        ({'trunkline_event_loop_lag_seconds{instance="a"}': "0.2x40"}, {"TrunklineEventLoopLag"}),
+        ({'trunkline_redis_errors_total{instance="a"}': "5+1x40"}, {"TrunklineRedisErrors"}),
+    ],
+)
+def test_an_alert_fires_when_it_should_and_no_other_does(
+    change: dict[str, str], firing: set[str], tmp_path: Path
+) -> None:
+    series = [{"series": name, "values": values} for name, values in (HEALTHY | change).items()]
+    expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
+    question = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    test = {
+        "interval": "30s",
+        "input_series": series,
+        "promql_expr_test": [{"expr": question, "eval_time": "15m", "exp_samples": expected}],
+    }
+    # JSON is YAML too.
+    (tmp_path / "test.yml").write_text(json.dumps({"rule_files": [str(DEPLOY / "alerts.yml")], "tests": [test]}))
+    checked(needs("promtool", "prometheus"), "test", "rules", str(tmp_path / "test.yml"))
