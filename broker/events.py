@@ -22,7 +22,7 @@ from .catalog import CATALOG, DECODERS, EventType
 from .errors import Invalid
 from .keyspace import check_id, check_workspace
 
-MAX_EVENT_BYTES = 1024 * 1024
+MAX_EVENT_BYTES = 256 * 1024
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _encode = msgspec.json.Encoder().encode
@@ -228,7 +228,9 @@ _LIFTED = ("workspace_id", "agent_id", "task_id", "inference_id", "execution_id"
 def _kind(name: object) -> EventType:
     kind = CATALOG.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise Invalid("$.type", f"no event type {name!r} in the catalog" if name else "expected the name of an event type")
+        raise Invalid(
+            "$.type", f"no event type {name!r} in the catalog" if name else "expected the name of an event type"
+        )
     return kind
 
 
@@ -238,7 +240,9 @@ def _check_data(kind: EventType, raw: bytes | msgspec.Raw) -> Any:
         fields = DECODERS[kind.name].decode(raw)
         if kind.reserved:
             for name in kind.reserved & _object.decode(raw).keys():
-                raise Invalid(f"$.data.{name}", f"stands on the envelope of {kind.name}: give it beside data, or another name")
+                raise Invalid(
+                    f"$.data.{name}", f"stands on the envelope of {kind.name}: give it beside data, or another name"
+                )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error, "$.data") from error
     return fields

@@ -44,16 +44,22 @@ NAMES_PER_COMMAND = 512
 MAX_HELD_BYTES = 16 * 1024 * 1024
 MAX_HEALERS = 16
 
+_LEAVING = "we are leaving"
+
 # What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
 Want = tuple[str, str | None]
 
 
 class Gap(NamedTuple):
-    """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them."""
+    """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them.
+
+    `is_reset`: Redis knows less than we do, it lost its history. What was there is gone, whether or not it was handed on.
+    """
 
     workspace: str
     agents: frozenset[str] | None
     since: Position
+    is_reset: bool = False
 
 
 class Taker:
@@ -86,7 +92,7 @@ class Line:
         self.channel = channel
         self.position: Position | None = None  # up to here all was handed on; None before the first join
         self.is_joined = False  # since the connection was made
-        self.is_behind = False  # its head was found elsewhere
+        self.is_behind = False  # its head stands elsewhere
         self.is_wanted = True
         self.leave_at = 0.0
 
@@ -94,7 +100,7 @@ class Line:
 class Workspace:
     """The lines of one workspace, and what waits while one of them has a hole."""
 
-    __slots__ = ("follows_whole", "held", "held_bytes", "healing", "lines", "name", "waiters", "wants")
+    __slots__ = ("follows_whole", "healing", "held", "held_bytes", "lines", "name", "waiters", "wants")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,7 +110,7 @@ class Workspace:
         self.held: list[tuple[Line, Carried]] | None = None
         self.held_bytes = 0
         self.healing: asyncio.Task[None] | None = None
-        self.waiters: list[tuple[frozenset[str | None], asyncio.Future[None]]] = []
+        self.waiters: list[tuple[frozenset[str | None], asyncio.Future[Any]]] = []
 
     def is_heard(self, line: Line) -> bool:
         """True when this line's messages are the ones to hand on."""
@@ -120,7 +126,9 @@ class Workspace:
         whole = self.lines.get(None)
         if self.follows_whole and whole is not None and whole.is_joined:
             return True
-        return all((line := self.lines.get(agent)) is not None and line.is_joined and self.is_heard(line) for agent in agents)
+        return all(
+            (line := self.lines.get(agent)) is not None and line.is_joined and self.is_heard(line) for agent in agents
+        )
 
 
 class Feed:
@@ -139,6 +147,7 @@ class Feed:
         self._stirred = asyncio.Event()
         self._leaving: list[Line] = []
         self._to_join: list[Line] = []
+        self._fences: list[asyncio.Future[bool]] = []
         self._answered_at = 0.0
         self._healers = asyncio.Semaphore(MAX_HEALERS)
 
@@ -231,6 +240,23 @@ class Feed:
             self._stirred.set()
         return line
 
+    async def settle(self, name: str) -> None:
+        """Wait until all that Redis published in the workspace before this call has been handed on."""
+        while True:
+            workspace = self._workspaces.get(name)
+            if workspace is None:
+                return
+            passed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            if workspace.held is not None or self._connection is None:
+                workspace.waiters.append((frozenset(), passed))
+                await passed
+                continue
+            # Answers and messages share one ordered stream: the answer comes behind what was published before.
+            self._fences.append(passed)
+            self._ask([("PING",)], [lambda _, passed=passed: self._pass(passed)])  # type: ignore[misc]
+            if await passed and workspace.held is None:
+                return
+
     # -- the owner's task ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -255,7 +281,7 @@ class Feed:
                 await self._watch()
         finally:
             if self._connection is not None:
-                self._connection.close("the node is leaving")
+                self._connection.close(_LEAVING)
             for workspace in self._workspaces.values():
                 if workspace.healing is not None:
                     workspace.healing.cancel()
@@ -330,6 +356,12 @@ class Feed:
         if self._connection is not None and commands:
             self._connection.ask_many(commands, answers)
 
+    def _pass(self, fence: "asyncio.Future[bool]") -> None:
+        self._answered_at = monotonic()
+        self._fences.remove(fence)
+        if not fence.done():
+            fence.set_result(True)
+
     def _heard_answer(self, reply: object) -> None:
         self._answered_at = monotonic()
 
@@ -338,10 +370,15 @@ class Feed:
     def on_lost(self, reason: str) -> None:
         if self._connection is None:
             return
-        logger.warning("the feed's connection to Redis at %s was lost: %s", self._address, reason)
+        if reason != _LEAVING:
+            logger.warning("the feed's connection to Redis at %s was lost: %s", self._address, reason)
         self._connection = None
         for line in self._lines.values():
             line.is_joined = False
+        fences, self._fences = self._fences, []
+        for fence in fences:
+            if not fence.done():
+                fence.set_result(False)
         self._lost.set()
         self._taker.on_connection(is_up=False)
 
@@ -503,7 +540,8 @@ class Feed:
     def _tell_gap(self, line: Line, position: Position | None) -> None:
         """What follows `line.position` is lost; go on from `position`."""
         agents = None if line.agent is None else frozenset((line.agent,))
-        self._taker.on_gap(Gap(line.workspace.name, agents, line.position or START))
+        is_reset = position is not None and _is_after(line.position or START, position)
+        self._taker.on_gap(Gap(line.workspace.name, agents, line.position or START, is_reset))
         if position is not None:
             line.position = position
 

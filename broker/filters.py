@@ -8,7 +8,8 @@ import msgspec
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """What an event must be to match: every part that is given holds (AND), `None` asks nothing.
 
-    `workspaces` is always given: nobody asks for everything there is.
+    `workspaces` is always given: nobody asks for everything there is. The empty name in `agents` stands for events
+    without an agent.
     """
 
     workspaces: frozenset[str]
@@ -20,7 +21,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
         """True when `event` (anything with an event's ids and type) is asked for."""
         return (
             event.workspace_id in self.workspaces
-            and (self.agents is None or event.agent_id in self.agents)
+            and (self.agents is None or (event.agent_id or "") in self.agents)
             and (self.subjects is None or event.subject in self.subjects)
             and (self.types is None or event.type in self.types)
         )

@@ -73,7 +73,11 @@ class LocalRedis:
         for name, value in directives.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         self.process = subprocess.Popen(  # noqa: S603 (our own words)
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
         )
         deadline = time.monotonic() + seconds
         while not self._answers():

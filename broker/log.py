@@ -18,9 +18,10 @@ PAGE_EVENTS = 500
 
 
 class Bounds(NamedTuple):
-    """Where a reader may start: is its position valid, and what is the oldest position still held?"""
+    """Where a reader may start: is its position valid, is it an entry of the log, and what is the oldest one there?"""
 
     is_valid: bool
+    is_entry: bool
     oldest: Position | None
 
 
@@ -86,10 +87,10 @@ class Log:
         first, *rest = answers
         oldest = Position(first[0][0].decode()) if first else None
         if numbers is None:
-            return Bounds(False, oldest)
+            return Bounds(False, False, oldest)
         entry, newest, *heads = rest
         if numbers == (0, 0):
             never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
-            return Bounds(never_cut, oldest)
+            return Bounds(never_cut, False, oldest)
         positions = {parse(head.decode()) for head in (newest, *heads) if head}
-        return Bounds(bool(entry) or numbers in positions, oldest)
+        return Bounds(bool(entry) or numbers in positions, bool(entry), oldest)

@@ -191,29 +191,30 @@ def describe(fleet: Fleet) -> str:
     words = ["token", "--sub", "user-1", "--workspace", "ws-456"]
     answer = subprocess.run([TRUNKLINE, *words], env=fleet.environment, check=True, capture_output=True, text=True)
     token = answer.stdout.strip().splitlines()[-1]
-    command = os.path.relpath(TRUNKLINE)
-    publish = f"TRUNKLINE_REDIS_URL={fleet.redis.url} {command} publish --workspace ws-456 --agent agent-123"
-    lines = [f"  {node.name:12}{node.url}  (process {node.process.pid})" for node in fleet.nodes]
-    lines += [f"  Redis       {fleet.redis.url}"]
-    lines += [f"  Prometheus  {fleet.prometheus.url}" if fleet.prometheus else f"  Prometheus  {NO_PROMETHEUS}"]
+    programs = os.path.relpath(TRUNKLINE.parent)
+    trunkline = f"TRUNKLINE_REDIS_URL={fleet.redis.url} {programs}/trunkline"
+    address = f"ws://127.0.0.1:{fleet.balancer.port}/v2/ws"
+    prometheus = fleet.prometheus.url if fleet.prometheus else "not installed (Debian: apt-get install prometheus)"
     return f"""
-  clients     ws://127.0.0.1:{fleet.balancer.port}/v2/ws  (HAProxy)
-{chr(10).join(lines)}
+  clients     {address}  (HAProxy)
+  node-1      {fleet.nodes[0].url}  (process {fleet.nodes[0].process.pid})
+  node-2      {fleet.nodes[1].url}  (process {fleet.nodes[1].process.pid})
+  Redis       {fleet.redis.url}
+  Prometheus  {prometheus}
   logs        {fleet.directory}/*.log
 
-a token, one hour, workspace ws-456:
+a token for workspace ws-456, for an hour
   {token}
-watch:
-  {command} tail --workspace ws-456 --url {fleet.balancer.url} --token {token}
-publish:
-  {publish} task.progress '{{"task_id":"task-456","step":3}}'
-a deploy, as clients see it: end a node, they move to the other
+watch
+  {trunkline} tail --workspace ws-456
+publish
+  {trunkline} publish --workspace ws-456 --agent agent-123 task.progress '{{"task_id":"task-456","step":3}}'
+be a client: connect, then type {{"type":"subscribe"}}
+  {programs}/websockets '{address}?token={token}'
+deploy: stop a node, its clients are sent away and find the other
   kill {fleet.nodes[0].process.pid}
 
 Ctrl-C ends it all."""
-
-
-NO_PROMETHEUS = "not installed (Debian: apt-get install prometheus)"
 
 
 def watch(fleet: Fleet) -> None:

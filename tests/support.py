@@ -188,7 +188,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def maxicore(node: Node, credentials: str | None = None, query: str = "", **options: Any) -> AsyncIterator[Client]:
+async def maxicore(
+    node: Node, credentials: str | None = None, query: str = "", **options: Any
+) -> AsyncIterator[Client]:
     """A MaxiCore client, connected with `?token=` unless `credentials` is an empty string."""
     credentials = token() if credentials is None else credentials
     path = "/v2/ws?" + "&".join(part for part in (f"token={credentials}" if credentials else "", query) if part)

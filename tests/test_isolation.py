@@ -1,5 +1,6 @@
 """A client only ever sees the workspaces that its token names, whatever it subscribes to."""
 
+import contextlib
 import itertools
 import json
 import secrets
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+import websockets
 
 from broker import Event
 from broker.keyspace import Keyspace
@@ -76,7 +78,9 @@ async def test_another_workspace_is_refused_alone_and_in_a_list(shared_node: Nod
                 assert await stage.delivered(client) == []
 
 
-@pytest.mark.parametrize("value", ["*", "?", "**", "%", ".*", "[a-z]*", "agent-*", "", "\n", "{}", ":", "agent-1:", "}:*"])
+@pytest.mark.parametrize(
+    "value", ["*", "?", "**", "%", ".*", "[a-z]*", "agent-*", "", "\n", "{}", ":", "agent-1:", "}:*"]
+)
 async def test_what_looks_like_a_pattern_is_a_name(stage: Stage, value: str) -> None:
     """Whether such an id is refused or taken, it matches nothing but itself."""
     async with stage.client(stage.other) as client:
@@ -103,8 +107,8 @@ async def test_since_brings_nothing_of_another_workspace(stage: Stage) -> None:
             assert {message["workspace_id"] for message in messages if "workspace_id" in message} <= {mine}
             assert set(steps(messages)) <= {100}
             # Where another workspace is in its log is none of this client's business either.
-            told = json.dumps([message for message in client.messages if message["type"] == "pong"])
-            assert other not in told.replace(mine, "")
+            told = json.dumps([(message.get("event_id"), message.get("oldest")) for message in client.messages])
+            assert json.dumps(other) not in told
 
 
 async def test_a_lying_workspace_id_on_a_channel_reaches_nobody_elses_workspace(stage: Stage) -> None:
@@ -127,7 +131,9 @@ async def test_a_lying_workspace_id_on_a_channel_reaches_nobody_elses_workspace(
             await client.subscribe(agent_id="agent-1")
             await client.synchronise()
         for lie in places:
-            text = json.dumps({"type": "task.progress", "agent_id": "agent-1", "timestamp": "2026-03-27T10:30:45Z"} | lie)
+            text = json.dumps(
+                {"type": "task.progress", "agent_id": "agent-1", "timestamp": "2026-03-27T10:30:45Z"} | lie
+            )
             await plain.publish(keyspace.channel(other), text)
             await plain.publish(keyspace.channel(other, "agent-1"), text)
             await plain.publish(keyspace.channel(other), text.replace('"type"', f'"workspace_id":"{other}","type"'))
@@ -152,10 +158,10 @@ async def test_a_renewed_token_leaves_the_workspaces_that_it_no_longer_names(sta
         assert errors(await ask(client, {"type": "subscribe", "filters": {"workspace_id": other}})) == ["FORBIDDEN"]
 
 
-@pytest.mark.parametrize("workspaces", [[], "ws-456", "*", None, {}, {"ws-456": True}, [["ws-456"]], [1], 456])
+@pytest.mark.parametrize("workspaces", [[], "ws-45", "*", None, {}, {"ws-456": True}, [["ws-456"]], [1], 456])
 async def test_a_token_that_names_no_workspace_sees_none(shared_node: Node, ws_456: Stage, workspaces: Any) -> None:
-    """Refused or not, it is not taken for a name, its letters or everything."""
-    async with maxicore(shared_node, token(**{"workspaces": workspaces})) as client:
+    """Refused or not, what it says instead is not taken for that name, for a part of it or for everything."""
+    async with maxicore(shared_node, token(workspaces=workspaces)) as client:
         await only_refusals(client, ws_456)
 
 
@@ -171,14 +177,10 @@ async def test_a_token_without_the_scope_to_read_sees_nothing(shared_node: Node,
 
 async def only_refusals(client: Client, stage: Stage) -> None:
     """The client asks for what there is in the stage's workspace and never gets any of it."""
-    refusals: list[dict[str, Any]] = []
-    try:
+    with contextlib.suppress(websockets.ConnectionClosed):
         for filters in ({}, {"workspace_id": stage.workspace}, {"agent_id": "agent-123"}):
             await client.subscribe(**filters)
         await client.synchronise()
         await stage.publish(progress(stage.workspace))
         await stage.delivered(client)
-    except ConnectionError:
-        pass
-    refusals = [message for message in client.messages if message["type"] != "pong"]
-    assert {message["type"] for message in refusals} <= {"error"}
+    assert {message["type"] for message in client.messages} <= {"error", "pong"}

@@ -5,12 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from . import report
 from .machine import Cores, describe, raise_open_files
 from .plan import DEFAULT, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
-from .servers import BenchError
+from .servers import BenchError, DidNotStartError
 
 T = TypeVar("T")
 
@@ -25,10 +26,12 @@ class Run:
         self.problems: list[str] = []
 
     def attempt(self, what: str, run: Callable[[], T]) -> T | None:
-        """A failed run is told and remembered; the others go on."""
+        """A failed run is told and remembered; the others go on. Without a server there are no others."""
         say(what)
         try:
             return run()
+        except DidNotStartError:
+            raise
         except BenchError as error:
             self.problems.append(f"{what}: {error}")
             return None
@@ -36,8 +39,8 @@ class Run:
     def checked(self, what: str, run: Callable[[], Figures]) -> Figures | None:
         figures = self.attempt(what, run)
         if figures is not None and report.is_wrong(figures):
-            names = ("lost", "doubled", "reordered", "closed")
-            self.problems.append(f"{what}: {', '.join(f'{figures.get(name, 0)} {name}' for name in names)}")
+            counts = (f"{figures.get(name, 0)} {name}" for name in (*report.FAULTS, "closed"))
+            self.problems.append(f"{what}: {', '.join(counts)}")
         return figures
 
     def deliveries(self) -> dict[Workload, list[report.Pair]]:
@@ -48,7 +51,7 @@ class Run:
                 pair: report.Pair = {}
                 for server in SERVERS:
                     what = f"round {number}: {workload.name}, {server}"
-                    figures = self.checked(what, lambda w=workload, s=server: self.bench.load(w, s))  # type: ignore[misc]
+                    figures = self.checked(what, partial(self.bench.load, workload, server))
                     if figures is not None:
                         pair[server] = figures
                 if len(pair) == len(SERVERS):
@@ -75,7 +78,7 @@ def measure(run: Run) -> None:
     measured = run.deliveries()
     show(report.delivery_head())
     for workload, rounds in measured.items():
-        show(report.delivery_rows(workload, rounds) if rounds else [f"{workload.name}: no result"])
+        show(report.delivery_rows(workload, rounds))
     publishes = run.repeated("publishes", run.bench.publishes)
     pings = run.repeated("pings", run.bench.pings)
     say("")
@@ -84,11 +87,13 @@ def measure(run: Run) -> None:
 
 def profile(run: Run) -> None:
     """Runs of their own: the sampler must not touch what is measured."""
-    show(["", "Where the CPU time goes (sampled once per kernel tick, in runs of their own)"])
+    show(["", "Where the CPU time goes (one sample per tick of the kernel, in runs of their own)"])
     bench = run.bench
-    jobs = {workload.name: lambda w=workload: bench.profile(w, "run") for workload in run.workloads}
-    jobs["connecting, subscribing, first ping"] = lambda: bench.profile(run.workloads[-1], "connect")
-    jobs["pings"] = lambda: bench.profile(PINGS, "run")
+    jobs: dict[str, Callable[[], list[Any]]] = {
+        workload.name: partial(bench.profile, workload, "run") for workload in run.workloads
+    }
+    jobs["connect, subscribe, first ping"] = partial(bench.profile, run.workloads[-1], "connect")
+    jobs["pings"] = partial(bench.profile, PINGS, "run")
     jobs["publishes (the producer's CPU)"] = bench.profile_publishes
     for name, job in jobs.items():
         samples = run.attempt(f"profile: {name}", job)
@@ -117,9 +122,12 @@ def main() -> int:
     )
     print(describe(cores))
     print(f"{run.rounds} round(s), server CPU from each process's CPU clock (nanoseconds, all threads)\n", flush=True)
-    measure(run)
-    if not options.no_profile:
-        profile(run)
+    try:
+        measure(run)
+        if not options.no_profile:
+            profile(run)
+    except DidNotStartError as error:
+        run.problems.append(str(error))
     print(f"\n{time.monotonic() - start:.0f} s")
     for problem in run.problems:
         print(f"FAILED {problem}", file=sys.stderr)

@@ -8,63 +8,64 @@ from .sections import hottest, sections
 
 Pair = dict[str, Figures]  # one round: server's name → figures
 
-_WIDTH = 36
+FAULTS = ("lost", "doubled", "reordered")
+_NAME = 36
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median, and from where to where the rounds went."""
-    text = f"{median(values):,.{digits}f}"
-    return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+def is_wrong(figures: Figures) -> bool:
+    """Something was lost, doubled or reordered, or a connection ended."""
+    return any(figures.get(name, 0) for name in (*FAULTS, "closed"))
 
 
 def delivery_head() -> list[str]:
     return [
-        "Server CPU per delivered message: Trunkline, the baseline (one send() per message), ratio of the two",
-        "(median of the rounds' ratios, least..most)",
+        "Server CPU per delivered message, and its ratio to the baseline, which makes one send() per message",
+        "(medians; of the ratio also the least and the most of the rounds)",
         "",
-        f"{'':{_WIDTH}} {'Trunkline':>10} {'baseline':>10}  {'ratio':<20} {'deliveries/s':>21}  {'server busy':>11}  "
-        "lost/doubled/reordered",
+        f"{'':{_NAME}} {'Trunkline':>10} {'baseline':>10}  {'ratio':<20} {'deliveries/s':>21}  {'server busy':>11}  "
+        + "/".join(FAULTS),
     ]
 
 
 def delivery_rows(workload: Workload, rounds: list[Pair]) -> list[str]:
     """A row for the CPU, and for an open loop one each for p50 and p99."""
-    ours = [pair["trunkline"] for pair in rounds]
-    bare = [pair["baseline"] for pair in rounds]
+    if not rounds:
+        return [f"{workload.name:{_NAME}} no result"]
+    ours, bare = _sides(rounds)
     rates = f"{_middle(ours, 'deliveries_per_second'):,.0f} | {_middle(bare, 'deliveries_per_second'):,.0f}"
     busy = f"{_middle(ours, 'server_busy'):.0%} | {_middle(bare, 'server_busy'):.0%}"
-    rows = [
-        f"{_compared(workload.name, 'server_us', 'µs', ours, bare)} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"
-    ]
+    compared = _compared(workload.name, "server_us", "µs", rounds)
+    rows = [f"{compared} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"]
     if workload.rate:
-        rows += [
-            _compared("  latency p50", "p50_ms", "ms", ours, bare),
-            _compared("  latency p99", "p99_ms", "ms", ours, bare),
-        ]
+        rows += [_compared(f"  latency {name}", f"{name}_ms", "ms", rounds) for name in ("p50", "p99")]
     return rows
 
 
-def _compared(name: str, figure: str, unit: str, ours: list[Figures], bare: list[Figures]) -> str:
-    ratios = [one[figure] / other[figure] for one, other in zip(ours, bare, strict=True)]
-    return f"{name:{_WIDTH}} {_middle(ours, figure):>7.2f} {unit} {_middle(bare, figure):>7.2f} {unit}  {spread(ratios):<20}"
-
-
-def _middle(figures: list[Figures], name: str) -> float:
-    return median(each[name] for each in figures)
-
-
-def _faults(figures: list[Figures]) -> str:
-    counts = [sum(each[name] for each in figures) for name in ("lost", "doubled", "reordered")]
-    return "/".join(map(str, counts)) + ("  << WRONG" if any(counts) else "")
-
-
-def is_wrong(figures: Figures) -> bool:
-    """Something was lost, doubled, reordered or closed that should not have been."""
-    return any(figures.get(name, 0) for name in ("lost", "doubled", "reordered", "closed"))
-
-
-def row(name: str, values: list[float], unit: str, note: str = "", digits: int = 0) -> str:
-    return f"{name:{_WIDTH}} {spread(values, digits)} {unit}{f'  ({note})' if note else ''}"
+def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures], pings: list[Figures]) -> list[str]:
+    """Connecting and idling from the workload with most clients; publishes and pings from their own runs."""
+    rows = []
+    largest = max(measured, key=lambda workload: workload.clients)
+    if rounds := measured[largest]:
+        ours, bare = _sides(rounds)
+        rows += [
+            _row("CPU per connect", ours, "connect_us", "µs"),
+            f"  {largest.clients:,} clients: handshake, token, subscribe, ping, pong; "
+            f"the baseline's handshake alone: {_middle(bare, 'connect_us'):.0f} µs",
+            _row("memory per idle connection", ours, "idle_kb", "KB RSS", digits=1),
+        ]
+    if publishes:
+        rows += [
+            _row("durable publishes", publishes, "publishes_per_second", "/s"),
+            f"  one publish_many producer, {_middle(publishes, 'publish_us'):.1f} µs of its CPU each, "
+            f"{_middle(publishes, 'producer_busy'):.0%} busy; {'/'.join(FAULTS)} {_faults(publishes)}",
+        ]
+    if pings:
+        rows += [
+            _row("inbound pings", pings, "pings_per_second", "/s"),
+            f"  each answered before the client's next, {_middle(pings, 'ping_us'):.1f} µs of the node's CPU each, "
+            f"{_middle(pings, 'server_busy'):.0%} busy; lost {sum(each['lost'] for each in pings)}",
+        ]
+    return rows
 
 
 def profile_lines(name: str, samples: list[Any]) -> list[str]:
@@ -74,32 +75,40 @@ def profile_lines(name: str, samples: list[Any]) -> list[str]:
     if not total:
         return [f"{name}: no samples"]
     kernel = sum(section.kernel for section in parts.values())
-    lines = [f"{name}: {total} samples, {kernel / total:.0%} of them in the kernel"]
+    lines = [f"{name}: {total} samples, {kernel / total:.0%} in the kernel"]
     for part, section in parts.items():
-        if section.both / total >= 0.01:
-            shares = f"{section.both / total:>5.0%}   Python {section.python / total:>4.0%}  kernel {section.kernel / total:>4.0%}"
-            lines.append(f"  {part:26} {shares}")
+        shares = [f"{share / total:>4.0%}" for share in (section.both, section.python, section.kernel)]
+        if section.both >= 0.01 * total:
+            lines.append(f"  {part:26} {shares[0]}   Python {shares[1]}  kernel {shares[2]}")
     functions = (f"{function} {count / total:.0%}" for function, count in hottest(samples, 6))
-    lines.append(f"  hottest: {', '.join(functions)}")
-    return lines
+    return [*lines, f"  hottest: {', '.join(functions)}"]
 
 
-def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures], pings: list[Figures]) -> list[str]:
-    """Connecting and idling from the workload with most clients; publishes and pings from their own runs."""
-    rows = []
-    largest = max(measured, key=lambda workload: workload.clients)
-    if rounds := measured[largest]:
-        ours = [pair["trunkline"] for pair in rounds]
-        bare = _middle([pair["baseline"] for pair in rounds], "connect_us")
-        note = f"{largest.clients:,} clients: handshake, token, subscribe, ping, pong; the baseline's bare accept: {bare:.0f} µs"
-        rows.append(row("CPU per connect", [each["connect_us"] for each in ours], "µs", note))
-        rows.append(row("memory per idle connection", [each["idle_kb"] for each in ours], "KB RSS", digits=1))
-    if publishes:
-        rates = [each["publishes_per_second"] for each in publishes]
-        used = f"{_middle(publishes, 'publish_us'):.1f} µs of the producer's CPU each, which is {_middle(publishes, 'producer_busy'):.0%} busy"
-        rows.append(row("durable publishes", rates, "/s", f"one publish_many producer; {used}; {_faults(publishes)}"))
-    if pings:
-        rates = [each["pings_per_second"] for each in pings]
-        used = f"{_middle(pings, 'ping_us'):.1f} µs of the node's CPU each, which is {_middle(pings, 'server_busy'):.0%} busy"
-        rows.append(row("inbound pings", rates, "/s", f"each answered before the next; {used}"))
-    return rows
+def _compared(name: str, figure: str, unit: str, rounds: list[Pair]) -> str:
+    ours, bare = _sides(rounds)
+    ratios = [one[figure] / other[figure] for one, other in zip(ours, bare, strict=True)]
+    absolute = f"{_middle(ours, figure):>7.2f} {unit} {_middle(bare, figure):>7.2f} {unit}"
+    return f"{name:{_NAME}} {absolute}  {_spread(ratios, 2):<20}"
+
+
+def _row(name: str, figures: list[Figures], figure: str, unit: str, digits: int = 0) -> str:
+    return f"{name:{_NAME}} {_spread([each[figure] for each in figures], digits)} {unit}"
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Median, and from where to where the rounds went."""
+    text = f"{median(values):,.{digits}f}"
+    return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+
+
+def _sides(rounds: list[Pair]) -> tuple[list[Figures], list[Figures]]:
+    return [pair["trunkline"] for pair in rounds], [pair["baseline"] for pair in rounds]
+
+
+def _middle(figures: list[Figures], name: str) -> float:
+    return median(each[name] for each in figures)
+
+
+def _faults(figures: list[Figures]) -> str:
+    counts = [sum(each[name] for each in figures) for name in FAULTS]
+    return "/".join(map(str, counts)) + (" WRONG" if any(counts) else "")

@@ -25,6 +25,10 @@ class BenchError(Exception):
     """A process of the benchmark failed; the text ends with its last words."""
 
 
+class DidNotStartError(BenchError):
+    """A server does not get ready: there is nothing to measure."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Server:
     """A running server, and how a load speaks to it."""
@@ -88,7 +92,7 @@ def process(
 ) -> Iterator[int]:
     """Run `python -m` `module` on the server's core until the block ends.
 
-    Raises `BenchError` when it does not get ready or does not live through the block.
+    Raises `DidNotStartError` when it does not get ready, `BenchError` when it does not live through the block.
     """
     with tempfile.TemporaryFile() as words:
         running = subprocess.Popen(
@@ -108,7 +112,7 @@ def process(
             deadline = time.monotonic() + _START_SECONDS
             while not is_ready():
                 if running.poll() is not None or time.monotonic() > deadline:
-                    raise BenchError(f"{name} did not get ready: {last_words()}")
+                    raise DidNotStartError(f"{name} did not get ready: {last_words()}")
                 time.sleep(0.05)
             yield running.pid
             if running.poll() is not None:
@@ -128,8 +132,10 @@ def end(running: subprocess.Popen[bytes]) -> None:
 
 
 def run_module(module: list[str], seconds: float, core: frozenset[int] | None = None) -> str:
-    """Run `python -m` `module` to its end, at most so long; answers what it printed. It stays on this process's core
-    unless another is given."""
+    """Run `python -m` `module` to its end, at most so long; answers what it printed.
+
+    It stays on this process's core unless another is given.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", *module],
         stdin=subprocess.DEVNULL,

@@ -59,12 +59,15 @@ def test_a_reader_tells_lost_from_doubled_from_reordered(is_alone: bool) -> None
 
 
 def test_a_client_whose_bytes_differ_is_judged_by_its_own() -> None:
+    first, second, third, fourth = (sent(sequence) for sequence in range(4))
+    heartbeat = frame(b'{"type":"ping"}')
     stream = Stream()
-    shared = read(stream, sent(0, 1, 2, 3))
-    behind = read(stream, sent(0), pieces=150)
-    heartbeat = read(stream, sent(0, 1) + frame(b'{"type":"ping"}') + sent(2, 3))
-    lossy = read(stream, sent(0, 2, 3), pieces=1000)
-    readers = (shared, behind, heartbeat, lossy)
+    readers = [
+        read(stream, first + second + third + fourth),
+        read(stream, first, pieces=150),
+        read(stream, first + second + heartbeat + third + fourth),
+        read(stream, first + third + fourth, pieces=1000),
+    ]
     assert [reader.messages for reader in readers] == [4, 1, 4, 3]
     assert [reader.tally().lost(4) for reader in readers] == [0, 3, 0, 1]
     assert [reader.is_alone for reader in readers] == [False, False, True, True]

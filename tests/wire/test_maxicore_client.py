@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-
 from ..support import Node, token
 from . import examples
 from .helpers import Deaf, Stage, as_event, steps

@@ -1,0 +1,1 @@
+"""The gateway node: WebSockets and HTTP on one side, `broker` on the other."""

@@ -1,0 +1,188 @@
+"""Who a token speaks for. Algorithms are fixed by the keys that are configured, never by the token."""
+
+import asyncio
+import logging
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from broker import Invalid
+
+from .settings import Settings
+
+logger = logging.getLogger("trunkline.auth")
+
+REFRESH_SECONDS = 60.0
+FETCH_SECONDS = 5.0
+MAX_TOKEN_CHARACTERS = 16 * 1024
+READ_ONLY = frozenset({"events:read", "agents:read"})
+
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a verified token says. `expires_at` is Unix time in seconds; no scope claim: read only."""
+
+    subject: str
+    workspaces: frozenset[str]
+    scope: frozenset[str]
+    agent_id: str | None
+    expires_at: float
+
+
+class Denied(Exception):  # noqa: N818
+    """A token that is not accepted; `cause` is a short word for the metric, and says nothing of the token."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class UnknownKey(Exception):  # noqa: N818
+    """The token's `kid` is not among the fetched keys: `refresh` may help."""
+
+
+class Verifier:
+    """The keys of one node. `verify` waits for nothing; only `refresh` does."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys: list[tuple[str, Any]] = [("HS256", secret) for secret in settings.jwt_secret]
+        self._keys += [_public_key(Path(path)) for path in settings.jwt_public_key]
+        self._fetched: dict[str, tuple[str, Any]] = {}
+        self._refreshed_at = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._decoder = jwt.PyJWT({"enforce_minimum_key_length": False})
+        for secret in settings.jwt_secret:
+            if len(secret) < 32:
+                logger.warning("a JWT secret is shorter than 32 bytes: it can be guessed from any token")
+
+    def verify(self, token: str, now: float) -> Claims:
+        """The claims of a token without `Bearer`. Raises `Denied`, or `UnknownKey` when a fetch of the keys may know it."""
+        if not token:
+            raise Denied("missing")
+        if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
+            raise Denied("malformed")
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError:
+            raise Denied("malformed") from None
+        denied = Denied("key")
+        for algorithm, key in self._candidates(header):
+            try:
+                return self._claims(self._decode(token, algorithm, key), now)
+            except jwt.InvalidSignatureError:
+                denied = Denied("signature")
+            except jwt.ExpiredSignatureError:
+                raise Denied("expired") from None
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+                raise Denied("claims") from None
+        raise denied
+
+    def _candidates(self, header: dict[str, Any]) -> list[tuple[str, Any]]:
+        """The keys that could have signed it: of its algorithm, and of its `kid` where keys have one."""
+        algorithm, kid = header.get("alg"), header.get("kid")
+        candidates = [key for key in self._keys if key[0] == algorithm]
+        if self._settings.jwt_jwks_url and not candidates:
+            if kid is None and len(self._fetched) == 1:
+                kid = next(iter(self._fetched))
+            known = self._fetched.get(str(kid))
+            if known is None and time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
+                raise UnknownKey
+            if known is not None and known[0] == algorithm:
+                candidates = [known]
+        return candidates
+
+    def _decode(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:
+        settings = self._settings
+        return self._decoder.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            audience=settings.jwt_audience or None,
+            issuer=settings.jwt_issuer or None,
+            options={"require": ["exp"], "verify_aud": bool(settings.jwt_audience), "verify_iat": False},
+        )
+
+    def _claims(self, claims: dict[str, Any], now: float) -> Claims:
+        settings = self._settings
+        workspaces = claims.get(settings.claim_workspaces)
+        if isinstance(workspaces, str):
+            workspaces = [workspaces]
+        if not isinstance(workspaces, list) or not workspaces or not all(isinstance(w, str) and w for w in workspaces):
+            raise Denied("workspaces")
+        scope = claims.get(settings.claim_scope)
+        if scope is not None and not isinstance(scope, str):
+            raise Denied("scope")
+        agent = claims.get(settings.claim_agent_id)
+        if agent is not None and not isinstance(agent, str):
+            raise Denied("agent_id")
+        expires_at = float(claims["exp"])
+        if expires_at <= now:
+            raise Denied("expired")
+        return Claims(
+            subject=str(claims.get("sub", "")),
+            workspaces=frozenset(workspaces),
+            scope=READ_ONLY if scope is None else frozenset(scope.split()),
+            agent_id=agent,
+            expires_at=expires_at,
+        )
+
+    async def refresh(self) -> None:
+        """Fetch the key set; all who wait share one fetch. A failed one leaves the keys as they were."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._fetch())
+        await asyncio.shield(self._refreshing)
+
+    async def _fetch(self) -> None:
+        self._refreshed_at = time.monotonic()
+        try:
+            document = await asyncio.to_thread(_get, self._settings.jwt_jwks_url)
+            keys = jwt.PyJWKSet.from_json(document.decode()).keys
+            self._fetched = {
+                str(key.key_id): (key.algorithm_name, key.key) for key in keys if key.algorithm_name[:2] != "HS"
+            }
+        except (OSError, ValueError, jwt.PyJWTError) as error:
+            logger.error("cannot fetch the key set: %s", error)
+        finally:
+            self._refreshing = None
+
+
+def bearer(text: str) -> str:
+    """A token without the word `Bearer` that may stand before it."""
+    word, _, rest = text.strip().partition(" ")
+    return rest.strip() if word.lower() == "bearer" else text.strip()
+
+
+def sign(settings: Settings, claims: dict[str, Any]) -> str:
+    """A token that nodes with the same first secret accept."""
+    if not settings.jwt_secret:
+        raise Invalid("jwt_secret", "set TRUNKLINE_JWT_SECRET to the secret that the nodes verify with")
+    return jwt.PyJWT({"enforce_minimum_key_length": False}).encode(claims, settings.jwt_secret[0], algorithm="HS256")
+
+
+def _public_key(path: Path) -> tuple[str, Any]:
+    """A public key and the one algorithm it is used with."""
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Invalid("jwt_public_key", f"{path} is no PEM file of a public key") from error
+    if isinstance(key, rsa.RSAPublicKey):
+        return "RS256", key
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return _CURVES[key.curve.name], key
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "EdDSA", key
+    raise Invalid("jwt_public_key", f"{path} holds a key of a kind that signs no token")
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as answer:  # noqa: S310 (http or https, by the settings)
+        body: bytes = answer.read(1024 * 1024)
+        return body

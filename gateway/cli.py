@@ -1,0 +1,288 @@
+"""The command line. A command that fails says in one line what to do, and its exit status is not 0."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+import uvloop
+
+from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
+from broker.events import pack
+from broker.feed import Gap
+from broker.watch import watch
+
+from . import app, auth, logs
+from .settings import Settings, fields, load, log_format, unknown
+
+PROGRAM = "trunkline"
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        settings = load(os.environ, vars(options))
+        if options.command == "dev" and "TRUNKLINE_PROFILE" not in os.environ and options.profile is None:
+            settings = msgspec.structs.replace(settings, profile="development")
+        logs.configure(settings.log_level, log_format(settings))
+        sys.exit(options.run(settings, options))
+    except TrunklineError as error:
+        sys.exit(f"{PROGRAM}: {logs.mask(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has left. Nothing may be written to it when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="A Redis-backed event broker for AI agents.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[Settings, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        group = sub.add_argument_group("settings (or TRUNKLINE_… in the environment)")
+        for field in fields():
+            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            note = f" [{default}]" if default not in ("", ()) else ""
+            text = (field.description + note).replace("%", "%%")
+            group.add_argument(field.flag, dest=field.name, metavar="VALUE", help=text)
+        return sub
+
+    command("dev", _dev, "private Redis, gateway and demo agents on this machine")
+    command("serve", _serve, "one node, one process")
+    token = command("token", _token, "make a token that nodes with the same secret accept")
+    token.add_argument("--sub", required=True, help="whom it speaks for")
+    token.add_argument("--workspace", required=True, action="append", help="a workspace it names; may be repeated")
+    token.add_argument("--scope", help='what it may do, as "events:read commands:send"; absent: read only')
+    token.add_argument("--agent", help="the agent whose own token it is")
+    token.add_argument("--ttl", type=int, default=3600, help="seconds until it expires [3600]")
+    publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input")
+    publish.add_argument("--workspace", required=True)
+    publish.add_argument("--agent", help="agent of the event, or of lines that name none")
+    publish.add_argument("--ephemeral", action="store_true", help="live only: no position, not in the log")
+    publish.add_argument("type", help="type of the event, or - for lines from standard input")
+    publish.add_argument("data", nargs="?", help="the event's data, a JSON object [{}]")
+    tail = command("tail", _tail, "print events as they come, a line of JSON each")
+    tail.add_argument("--workspace", required=True)
+    tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
+    tail.add_argument("--type", action="append", help="only of this type; may be repeated")
+    tail.add_argument("--since", help="first what came after this position; 0-0 is the beginning")
+    return parser
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    return uvloop.run(work)
+
+
+# -- dev and serve
+
+
+def _dev(settings: Settings, options: argparse.Namespace) -> int:
+    from .dev import develop  # it needs what a fleet does not
+
+    return _run(develop(settings, own_redis=options.redis_url is None and "TRUNKLINE_REDIS_URL" not in os.environ))
+
+
+def _serve(settings: Settings, options: argparse.Namespace) -> int:
+    if unused := unknown(os.environ):
+        sys.stderr.write(f"{PROGRAM}: no such setting: {', '.join(unused)}\n")
+
+    async def work() -> int:
+        try:
+            await app.serve(settings)
+        except* TrunklineError as group:
+            raise group.exceptions[0] from None
+        return 0
+
+    return _run(work())
+
+
+# -- token
+
+
+def _token(settings: Settings, options: argparse.Namespace) -> int:
+    now = int(time.time())
+    claims: dict[str, Any] = {
+        "sub": options.sub,
+        settings.claim_workspaces: options.workspace,
+        "iat": now,
+        "exp": now + options.ttl,
+    }
+    if options.scope is not None:
+        claims[settings.claim_scope] = options.scope
+    if options.agent is not None:
+        claims[settings.claim_agent_id] = options.agent
+    if settings.jwt_issuer:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience
+    print(auth.sign(settings, claims))
+    return 0
+
+
+def new_secret() -> str:
+    """A secret for signing tokens, for one run of `dev`."""
+    return secrets.token_urlsafe(32)
+
+
+# -- publish
+
+READ_BYTES = 256 * 1024
+MAX_CALLS = 64
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of `publish -`."""
+
+    type: str
+    data: dict[str, Any] = {}
+    agent_id: str | None = None
+    timestamp: str | None = None
+    ephemeral: bool = False
+
+
+_line = msgspec.json.Decoder(_Line)
+
+
+def _publish(settings: Settings, options: argparse.Namespace) -> int:
+    if options.type == "-":
+        if options.data is not None:
+            raise Invalid("data", "events come from standard input")
+        return _run(_publish_lines(settings, options))
+
+    async def work() -> int:
+        event = _event(
+            b'{"type":%b,"data":%b}' % (msgspec.json.encode(options.type), (options.data or "{}").encode()), options
+        )
+        async with _connect(settings) as broker:
+            print(await broker.publish(event) or "")
+        return 0
+
+    return _run(work())
+
+
+def _event(line: bytes, options: argparse.Namespace) -> Event:
+    """The event that a line of JSON says. Raises `Invalid`."""
+    try:
+        said = _line.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        text, _, path = str(error).partition(" - at ")
+        raise Invalid(path.strip("`") or "$", text[:1].lower() + text[1:].replace("`", "")) from None
+    return Event(
+        type=said.type,
+        workspace_id=options.workspace,
+        agent_id=said.agent_id or options.agent if "agent_id" not in said.data else said.agent_id,
+        data=said.data,
+        timestamp=said.timestamp,
+        ephemeral=said.ephemeral or options.ephemeral,
+    )
+
+
+async def _publish_lines(settings: Settings, options: argparse.Namespace) -> int:
+    """Publish lines as they come; print their positions in the same order.
+
+    What has been read is published together, and reading goes on meanwhile. At the first line that is no event reading
+    ends; what came before it is published.
+    """
+    calls: asyncio.Queue[asyncio.Task[list[Position | None]] | None] = asyncio.Queue(MAX_CALLS)
+
+    async def print_positions() -> None:
+        while (call := await calls.get()) is not None:
+            sys.stdout.write("".join(f"{position or ''}\n" for position in await call))
+            sys.stdout.flush()
+
+    async def read_lines(broker: Broker) -> Invalid | None:
+        number = 0
+        async for lines in _lines_of_stdin():
+            packed, invalid = [], None
+            for line in lines:
+                number += 1
+                try:
+                    if line.strip():
+                        packed.append(pack(_event(line, options)))
+                except Invalid as error:
+                    invalid = Invalid(f"line {number}: {error.path}", error.reason)
+                    break
+            await calls.put(asyncio.create_task(broker.producer.publish(packed)))
+            if invalid is not None:
+                return invalid
+        return None
+
+    async with _connect(settings) as broker:
+        printing, reading = asyncio.create_task(print_positions()), asyncio.create_task(read_lines(broker))
+        # A publish that failed ends the printing: there is no use in reading on then.
+        await asyncio.wait((printing, reading), return_when=asyncio.FIRST_COMPLETED)
+        if printing.done():
+            reading.cancel()
+        else:
+            await calls.put(None)
+        await printing
+        invalid = await reading
+    if invalid is not None:
+        raise invalid
+    return 0
+
+
+async def _lines_of_stdin() -> AsyncIterator[list[bytes]]:
+    """Standard input, whatever it is (pipe, file, terminal): the lines that one read completes, together."""
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(MAX_CALLS)
+
+    def read() -> None:
+        chunk = b"-"
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            while chunk and room.acquire():
+                chunk = os.read(0, READ_BYTES)
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+    # A thread that waits for input nobody sends must not keep the process: hence a daemon of our own, no executor.
+    threading.Thread(target=read, daemon=True).start()
+    rest = b""
+    while chunk := await chunks.get():
+        room.release()
+        *lines, rest = (rest + chunk).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+# -- tail
+
+
+def _tail(settings: Settings, options: argparse.Namespace) -> int:
+    wanted = Filter(
+        workspaces=frozenset((options.workspace,)),
+        agents=frozenset(options.agent) if options.agent else None,
+        types=frozenset(options.type) if options.type else None,
+    )
+
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            async for item in watch(broker, wanted, Position(options.since) if options.since else None):
+                if isinstance(item, Gap):
+                    print(f"{PROGRAM}: events after {item.since} are lost", file=sys.stderr)
+                else:
+                    print(msgspec.json.encode(item).decode(), flush=True)
+        return 0
+
+    return _run(work())
+
+
+def _connect(settings: Settings) -> contextlib.AbstractAsyncContextManager[Broker]:
+    return Broker.connect(
+        settings.redis_url, prefix=settings.prefix, log_events=settings.log_events, log_seconds=settings.log_seconds
+    )

@@ -1,0 +1,275 @@
+"""Demo agents: believable traffic of every event type in the catalog, for `trunkline dev`."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+from broker import Broker, Event, Unavailable
+
+WORKSPACE = "ws-456"
+AGENTS = ("agent-123", "agent-456", "agent-789")
+ENDPOINT = "coffee-shop-e66b8d23"
+
+_ACTIONS = (
+    "Reading file: data.csv",
+    "Cleaning columns",
+    "Joining orders with customers",
+    "Training model",
+    "Writing result.json",
+)
+_QUERIES = ("Analyze market trends", "Summarise open incidents", "Find duplicate invoices", "Draft the weekly report")
+_TOPICS = ("Quantum computing", "Supply chains", "Battery chemistry", "Urban mobility")
+
+# What one turn of a story says: type, data, seconds until the next.
+Turn = tuple[str, dict[str, Any], float]
+Story = Iterator[Turn]
+
+_random = random.Random()  # noqa: S311 (stories, no secrets)
+_numbers = count(1)
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(3)}"
+
+
+def _pause(longest: float = 1.2) -> float:
+    return _random.uniform(0.2, longest)
+
+
+def task(agent: str) -> Story:
+    """A task from start to end; some fail, a few try what their shield forbids."""
+    name, steps = f"task-{next(_numbers)}", _random.randint(3, 6)
+    yield "task.started", {"task_id": name, "description": _random.choice(_QUERIES)}, _pause()
+    for step in range(1, steps + 1):
+        rows = 1000 * step
+        yield (
+            "task.progress",
+            {
+                "task_id": name,
+                "step": step,
+                "total_steps": steps,
+                "current_action": _random.choice(_ACTIONS),
+                "output": f"Processing {rows} rows...",
+            },
+            _pause(),
+        )
+    luck = _random.random()
+    if luck < 0.15:
+        violation = {
+            "rule_type": "command",
+            "pattern": "rm -rf",
+            "attempted_action": "rm -rf /",
+            "severity": "critical",
+        }
+        yield "shield.violation", {"task_id": name, "violation": violation}, _pause()
+    if luck < 0.25:
+        error = {"code": "FILE_NOT_FOUND", "message": "File /data/input.csv not found"}
+        yield "task.failed", {"task_id": name, "error": error, "credits_used": steps}, _pause()
+        return
+    result = {"success": True, "summary": f"Processed {1000 * steps} rows", "output_files": ["result.json"]}
+    yield "task.completed", {"task_id": name, "result": result, "credits_used": 10 * steps}, _pause()
+
+
+def inference(agent: str) -> Story:
+    """An inference of FreeAgentics' kind."""
+    name, seconds = _id("inf"), _random.uniform(2, 40)
+    yield (
+        "agent_status",
+        {"old_status": "idle", "new_status": "active", "reason": "inference", "inference_count": next(_numbers)},
+        _pause(),
+    )
+    yield (
+        "inference_started",
+        {"inference_id": name, "query": _random.choice(_QUERIES), "estimated_duration": 30, "priority": "normal"},
+        _pause(),
+    )
+    for progress in (0.25, 0.65, 0.9):
+        yield (
+            "inference_progress",
+            {
+                "inference_id": name,
+                "progress": progress,
+                "stage": "analysis",
+                "estimated_remaining": round(30 * (1 - progress)),
+            },
+            _pause(),
+        )
+    if _random.random() < 0.2:
+        yield (
+            "inference_failed",
+            {
+                "inference_id": name,
+                "error_code": "TIMEOUT",
+                "error_message": "Inference timed out",
+                "processing_time": round(seconds, 1),
+            },
+            _pause(),
+        )
+    else:
+        summary = {"confidence": round(_random.uniform(0.7, 0.99), 2), "key_findings": ["trend_1", "trend_2"]}
+        yield (
+            "inference_completed",
+            {
+                "inference_id": name,
+                "status": "completed",
+                "processing_time": round(seconds, 1),
+                "result_summary": summary,
+            },
+            _pause(),
+        )
+    yield "agent_status", {"old_status": "active", "new_status": "idle", "reason": "done"}, _pause()
+
+
+def presence(agent: str) -> Story:
+    """An agent that goes for a moment."""
+    yield "agent.offline", {"reason": "Client disconnected"}, _pause(3)
+    yield "agent.online", {}, _pause(3)
+
+
+def life(agent: str) -> Story:
+    """An agent's registration, change and end."""
+    name = "Research Agent"
+    yield (
+        "agent_created",
+        {"name": name, "template": "research_v2", "created_by": "user_456", "status": "pending"},
+        _pause(3),
+    )
+    yield "agent_updated", {"name": f"{name} II"}, _pause(3)
+    yield "agent_deleted", {"name": name, "deleted_by": "user_123", "reason": "user_request"}, _pause(3)
+
+
+def workflow(agent: str) -> Story:
+    """A run of an AGNT5 workflow with a task, a model call and a tool call inside."""
+    run, ids = _id("exec"), {kind: _id("step") for kind in ("workflow", "task", "llm", "tool")}
+    tokens = {"prompt_tokens": 812, "completion_tokens": 96, "total_tokens": 908, "total_cost": 0.0042}
+    has_trouble = _random.random() < 0.3
+
+    def step(kind: str, phase: str, parent: str | None = None, **details: Any) -> Turn:
+        names = {"name": f"{kind}-of-search", "step_id": ids[kind]} | ({"parent_id": ids[parent]} if parent else {})
+        return f"{kind}_{phase}", {"execution_id": run} | names | details, _pause(0.6)
+
+    yield "execution_started", {"execution_id": run, "name": "search-candidates"}, _pause(0.6)
+    yield step("workflow", "start", input={"user_query": "Full stack engineer"})
+    yield step("task", "start", "workflow")
+    yield step("llm", "start", "task", model="large-1", vendor="acme")
+    if has_trouble:
+        yield step("llm", "error", "task", error={"code": "OVERLOADED", "message": "try again"})
+    else:
+        yield step("llm", "end", "task", model="large-1", vendor="acme", latency_ms=840, **tokens)
+    yield step("tool", "start", "task", input={"query": "react"})
+    if has_trouble:
+        error = {"code": "TOOL_FAILED", "message": "no answer from the directory"}
+        yield step("tool", "error", "task", error=error)
+        yield step("task", "error", "workflow", error=error)
+        yield step("workflow", "error", error=error)
+        ending = _random.choice(("execution_failed", "execution_cancelled"))
+        yield ending, {"execution_id": run, "error": error}, _pause(0.6)
+        return
+    yield step("tool", "end", "task", output={"found": 12})
+    yield step("task", "end", "workflow", latency_ms=1210)
+    yield step("workflow", "end", output=[{"id": 1}])
+    yield "execution_completed", {"execution_id": run, "output": [{"id": 1}]}, _pause(0.6)
+
+
+def knowledge(agent: str) -> Story:
+    """Entities and relations that come, change and go."""
+    one, other, link = _id("entity"), _id("entity"), _id("rel")
+    for entity in (one, other):
+        yield (
+            "entity_created",
+            {"entity_id": entity, "type": "concept", "label": _random.choice(_TOPICS), "created_by": "user_123"},
+            _pause(3),
+        )
+    yield (
+        "relationship_created",
+        {
+            "relationship_id": link,
+            "source_id": one,
+            "target_id": other,
+            "relationship_type": "related_to",
+            "strength": 0.85,
+        },
+        _pause(3),
+    )
+    yield "entity_updated", {"entity_id": one, "label": _random.choice(_TOPICS)}, _pause(3)
+    yield "relationship_updated", {"relationship_id": link, "strength": 0.6}, _pause(3)
+    yield "relationship_deleted", {"relationship_id": link}, _pause(3)
+    yield "entity_deleted", {"entity_id": other}, _pause(3)
+
+
+def system(agent: str) -> Story:
+    """The platform's own news."""
+    load = round(_random.uniform(20, 95), 1)
+    metrics = {
+        "system": {
+            "cpu_usage": load,
+            "memory_usage": 62.8,
+            "active_agents": len(AGENTS),
+            "queue_length": _random.randint(0, 30),
+        },
+        "agents": {},
+    }
+    yield "metrics_update", metrics, 2.0
+    yield (
+        "performance_alert",
+        {
+            "alert_id": _id("alert"),
+            "severity": "warning",
+            "type": "high_cpu_usage",
+            "message": f"CPU at {load} %",
+            "affected_components": ["inference_engine"],
+            "current_value": load,
+            "threshold": 80.0,
+        },
+        3.0,
+    )
+    yield (
+        "system_status",
+        {"old_status": "healthy", "new_status": "degraded", "reason": "high_load", "components": {"redis": "healthy"}},
+        3.0,
+    )
+    yield (
+        "system_alert",
+        {
+            "alert_id": _id("alert"),
+            "severity": "error",
+            "type": "service_unavailable",
+            "message": "Database connection lost",
+            "affected_components": ["database"],
+        },
+        3.0,
+    )
+    yield "maintenance_mode", {"new_status": "planned", "reason": "upgrade"}, 3.0
+
+
+# Who tells which stories: an agent (None: nobody in particular) and what it draws from, some more often.
+CAST: tuple[tuple[str | None, tuple[Callable[[str], Story], ...]], ...] = (
+    (AGENTS[0], (task, task, task, presence)),
+    (AGENTS[1], (task, inference, inference)),
+    (AGENTS[2], (inference, presence, life)),
+    (ENDPOINT, (workflow,)),
+    (None, (knowledge,)),
+    (None, (system,)),
+)
+
+
+async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
+    """Let the whole cast tell stories until cancelled."""
+
+    async def play(agent: str | None, stories: tuple[Callable[[str], Story], ...]) -> None:
+        while True:
+            for kind, data, seconds in _random.choice(stories)(agent or ""):
+                try:
+                    await broker.publish(Event(type=kind, workspace_id=workspace, agent_id=agent, data=data))
+                except Unavailable:
+                    await asyncio.sleep(1)
+                await asyncio.sleep(seconds)
+
+    async with asyncio.TaskGroup() as tasks:
+        for agent, stories in CAST:
+            tasks.create_task(play(agent, stories))
+        for agent in AGENTS:
+            await broker.publish(Event(type="agent.online", workspace_id=workspace, agent_id=agent))

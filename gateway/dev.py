@@ -1,0 +1,101 @@
+"""`trunkline dev`: a whole Trunkline on one machine, and nothing left of it afterwards."""
+
+import asyncio
+import contextlib
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from broker import Broker, Unavailable
+from broker.local import LocalRedis, find_redis_server
+
+from . import app, auth, demo
+from .cli import new_secret
+from .settings import Settings
+
+TOKEN_SECONDS = 24 * 3600
+
+
+async def develop(settings: Settings, *, own_redis: bool) -> int:
+    """Run until Ctrl-C: a private Redis (unless a URL was given), the gateway, the demo agents."""
+    if not settings.jwt_secret:
+        settings = msgspec.structs.replace(settings, jwt_secret=(new_secret(),))
+    settings = msgspec.structs.replace(settings, drain_wait_seconds=0.0, drain_seconds=0.0)
+    with contextlib.ExitStack() as stack:
+        if own_redis:
+            redis = stack.enter_context(LocalRedis(find_redis_server()))
+            settings = msgspec.structs.replace(settings, redis_url=redis.url)
+        await _play(settings)
+    print("\nAll stopped, nothing left behind.")
+    return 0
+
+
+async def _play(settings: Settings) -> None:
+    async with (
+        app.running(settings) as server,
+        Broker.connect(settings.redis_url, prefix=settings.prefix) as broker,
+    ):
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            if serving.done():
+                raise Unavailable(
+                    f"cannot listen on {settings.host}:{settings.port}: is something else there? --port takes another"
+                )
+            await asyncio.sleep(0.02)
+        agents = asyncio.create_task(demo.perform(broker))
+        _introduce(settings, server.port)
+        try:
+            await serving
+        finally:
+            agents.cancel()
+            await asyncio.gather(agents, return_exceptions=True)
+
+
+def _introduce(settings: Settings, port: int) -> None:
+    """Say what runs where, and what to try."""
+    now = int(time.time())
+    scope = "events:read events:write agents:read agents:write commands:send runs:start"
+    claims = {
+        "sub": "user-1",
+        settings.claim_workspaces: [demo.WORKSPACE],
+        settings.claim_scope: scope,
+        "iat": now,
+        "exp": now + TOKEN_SECONDS,
+    }
+    token = auth.sign(settings, claims)
+    program = shlex.quote(_relative(Path(sys.argv[0])))
+    where = f"--redis-url {settings.redis_url}" + (
+        f" --prefix {settings.prefix}" if settings.prefix != "trunkline" else ""
+    )
+    address = f"{settings.host}:{port}"
+    print(
+        f"""
+Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
+
+  gateway   http://{address}      /ready  /live  /metrics
+  clients   ws://{address}/v2/ws  (MaxiCore)
+  Redis     {settings.redis_url}
+
+  a token for 24 hours:
+{token}
+
+  watch events:
+{program} tail --workspace {demo.WORKSPACE} {where}
+
+  publish one:
+{program} publish --workspace {demo.WORKSPACE} --agent agent-123 {where} task.progress '{{"task_id":"task-456","step":3}}'
+
+Ctrl-C ends all of it.
+""",
+        flush=True,
+    )
+
+
+def _relative(path: Path) -> str:
+    """As somebody in this directory would type it."""
+    with contextlib.suppress(ValueError):
+        return str(path.absolute().relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,222 @@
+"""MaxiCore's relay: `/v2/ws`.
+
+A client authenticates (query, header or first message), subscribes with filters and receives events. The document shows
+events in two shapes, an envelope with `data` and the fields flat beside `type`; by default both stand in one message, and
+`?envelope=flat` or `?envelope=nested` picks one.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from broker.catalog import CATALOG
+from broker.errors import Invalid
+from broker.events import Carried
+from broker.keyspace import check_id
+
+from ..messages import (
+    Asked,
+    Authenticate,
+    Error,
+    GapSaid,
+    Notice,
+    Ping,
+    PingSent,
+    Pong,
+    PongSent,
+    Request,
+    Subscribe,
+    Unsubscribe,
+)
+from ..reasons import INVALID_MESSAGE, Refused
+from .base import Dialect, Limits, Variant
+
+TYPES = frozenset(name for name, kind in CATALOG.items() if kind.dialect == "maxicore")
+
+# "Too many simultaneous subscriptions (> 100)" end the connection.
+LIMITS = Limits(max_message_bytes=64 * 1024, max_subscriptions=100)
+
+_MAX_VALUES = 1000
+
+# -- what a client says
+
+Ids = str | Annotated[list[str], msgspec.Meta(max_length=_MAX_VALUES)] | None
+
+
+class _Filters(msgspec.Struct, forbid_unknown_fields=True):
+    agent_id: Ids = None
+    task_id: Ids = None
+    workspace_id: Ids = None
+    event_types: Ids = None
+
+
+class _Auth(msgspec.Struct, tag="auth"):
+    token: str
+
+
+class _Subscribe(msgspec.Struct, tag="subscribe"):
+    filters: _Filters | None = None
+    since: str | dict[str, str] | None = None
+
+
+class _Unsubscribe(msgspec.Struct, tag="unsubscribe"):
+    filters: _Filters | None = None
+
+
+class _Ping(msgspec.Struct, tag="ping"):
+    pass
+
+
+class _Pong(msgspec.Struct, tag="pong"):
+    pass
+
+
+_decoder = msgspec.json.Decoder(_Auth | _Subscribe | _Unsubscribe | _Ping | _Pong)
+
+
+def decode(text: str) -> Request:
+    """A client's message. Raises `Refused` with the path of what is wrong."""
+    try:
+        message = _decoder.decode(text)
+    except RecursionError:
+        raise Refused(INVALID_MESSAGE, "nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise Refused(INVALID_MESSAGE, _explain(str(error))) from None
+    except (msgspec.DecodeError, ValueError):
+        raise Refused(INVALID_MESSAGE, "not JSON") from None
+    match message:
+        case _Auth(token):
+            return Authenticate(token)
+        case _Subscribe(filters, since):
+            return Subscribe(_asked(filters), since)
+        case _Unsubscribe(filters):
+            return Unsubscribe(_asked(filters))
+        case _Ping():
+            return Ping()
+        case _Pong():
+            return Pong()
+
+
+def _asked(filters: _Filters | None) -> Asked:
+    if filters is None:
+        return Asked()
+    types = _values(filters.event_types, "event_types")
+    if types is not None and (unknown := types - TYPES):
+        known = ", ".join(sorted(TYPES))
+        raise Refused(INVALID_MESSAGE, f"$.filters.event_types: no event type {min(unknown)!r}; there are {known}")
+    return Asked(
+        workspaces=_values(filters.workspace_id, "workspace_id"),
+        agents=_values(filters.agent_id, "agent_id"),
+        subjects=_values(filters.task_id, "task_id"),
+        types=types,
+    )
+
+
+def _values(given: str | list[str] | None, name: str) -> frozenset[str] | None:
+    if given is None:
+        return None
+    values = frozenset((given,) if isinstance(given, str) else given)
+    if not values:
+        raise Refused(INVALID_MESSAGE, f"$.filters.{name}: expected at least one value, or no such filter")
+    for value in values:
+        try:
+            check_id(value, f"$.filters.{name}")
+        except Invalid as error:
+            raise Refused(INVALID_MESSAGE, str(error)) from None
+    return values
+
+
+def _explain(error: str) -> str:
+    """msgspec's words, with the path first and the message types by name. They never hold a value but a wrong `type`."""
+    text, _, path = error.partition(" - at ")
+    path = path.strip("`") or "$"
+    if path == "$.type" or "missing required field `type`" in text:
+        return "$.type: expected one of auth, subscribe, unsubscribe, ping, pong"
+    return f"{path}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+# -- what a client hears
+
+
+class _Envelope(msgspec.Struct, omit_defaults=True):
+    type: str
+    timestamp: str | None = None
+    workspace_id: str | None = None
+    agent_id: str | None = None
+    task_id: str | None = None
+    event_id: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _envelope(event: Carried) -> bytes | None:
+    """The fields that always stand on top, as an object without its closing brace."""
+    if event.type not in TYPES:
+        return None
+    top = _Envelope(event.type, event.timestamp, event.workspace_id, event.agent_id, event.task_id, event.id)
+    return _encode(top)[:-1]
+
+
+def _flat(data: bytes) -> bytes:
+    """The members of an object, with a comma before them."""
+    inner = data[1:-1].strip()
+    return b"," + inner if inner else b""
+
+
+def encode_both(event: Carried) -> bytes | None:
+    if (top := _envelope(event)) is None:
+        return None
+    data = bytes(event.data)
+    return b'%b%b,"data":%b}' % (top, _flat(data), data)
+
+
+def encode_flat(event: Carried) -> bytes | None:
+    if (top := _envelope(event)) is None:
+        return None
+    return b"%b%b}" % (top, _flat(bytes(event.data)))
+
+
+def encode_nested(event: Carried) -> bytes | None:
+    if (top := _envelope(event)) is None:
+        return None
+    return b'%b,"data":%b}' % (top, bytes(event.data))
+
+
+def choose(query: Mapping[str, str]) -> str:
+    """`?envelope=` flat or nested; both when it is not given."""
+    name = query.get("envelope", "both")
+    if name not in VARIANTS:
+        raise Refused(INVALID_MESSAGE, "envelope: expected flat or nested")
+    return name
+
+
+def say(notice: Notice) -> bytes | None:
+    message: dict[str, Any]
+    match notice:
+        case Error(reason, detail):
+            message = {"type": "error", "error": {"code": reason.code, "message": detail}}
+        case PingSent(complete):
+            message = {"type": "ping"} | ({"event_id": complete} if complete else {})
+        case PongSent(complete):
+            message = {"type": "pong"} | ({"event_id": complete} if complete else {})
+        case GapSaid(workspace, since, oldest):
+            message = {"type": "resume.gap", "workspace_id": workspace, "since": since, "oldest": oldest}
+    return _encode(message)
+
+
+VARIANTS = {
+    name: Variant("maxicore", name, encode)
+    for name, encode in (("both", encode_both), ("flat", encode_flat), ("nested", encode_nested))
+}
+
+MAXICORE = Dialect(
+    name="maxicore",
+    path="/v2/ws",
+    limits=LIMITS,
+    variants=VARIANTS,
+    choose=choose,
+    decode=decode,
+    say=say,
+)

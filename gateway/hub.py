@@ -1,0 +1,273 @@
+"""The hub: one match and one encoding for many. Pure: it is told who wants what, and writes what they are owed.
+
+Connections with equal interests and the same variant are one group; a connection is in one group at most, so nothing is
+delivered twice. Groups stand in an index under what each of their filters pins down most: a subject, else an agent, else
+the workspace. An event costs the groups that can match it, whatever the number of groups or connections.
+
+Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from broker.events import Carried
+from broker.feed import Gap, Want
+from broker.filters import Filter
+
+from . import frames
+from .dialects.base import Variant
+from .messages import Interest
+
+Write = Callable[[bytes], None]
+
+# Joined frames of one write; beyond it a batch goes out in several, so that no member sees a burst past its bound.
+MAX_WRITE_BYTES = 128 * 1024
+
+# What is kept for one member that is behind.
+MAX_HELD_BYTES = 4 * 1024 * 1024
+
+
+class Member(Protocol):
+    """A connection, to the hub."""
+
+    @property
+    def write(self) -> Write:
+        """Send ready-made frames."""
+
+
+class Deliveries:
+    """What was delivered to one dialect, counted per group and batch."""
+
+    __slots__ = ("bytes", "events")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.bytes = 0
+
+
+class Group:
+    """Members that want the same in the same form. A group that holds keeps its events for one member that is behind."""
+
+    __slots__ = (
+        "delivered_at", "deliveries", "has_overflowed", "held", "held_bytes", "interest", "key", "members", "variant",
+    )  # fmt: skip
+
+    def __init__(self, key: object, variant: Variant, interest: Interest, deliveries: Deliveries, now: float) -> None:
+        self.key = key
+        self.variant = variant
+        self.interest = interest
+        self.deliveries = deliveries
+        self.members: dict[Member, Write] = {}
+        self.delivered_at = now
+        self.held: list[Carried] | None = None
+        self.held_bytes = 0
+        self.has_overflowed = False  # something held was let go: it must be read from the log
+
+    def deliver(self, events: list[Carried], now: float) -> None:
+        """Write `events` to every member."""
+        if self.held is not None:
+            self.held.extend(events)
+            self.held_bytes += sum(len(bytes(event.data)) + 300 for event in events)
+            if self.held_bytes > MAX_HELD_BYTES:
+                self.held, self.held_bytes, self.has_overflowed = [], 0, True
+            return
+        self.delivered_at = now
+        members = self.members.values()
+        for count, data in frames_of(events, self.variant):
+            for write in members:
+                write(data)
+            self.deliveries.events += count * len(members)
+            self.deliveries.bytes += len(data) * len(members)
+
+
+def frames_of(events: Iterable[Carried], variant: Variant) -> Iterator[tuple[int, bytes]]:
+    """The frames of `events`, joined, with their number; in pieces of bounded size."""
+    joined: list[bytes] = []
+    size = 0
+    for event in events:
+        made = event.frames
+        if variant in made:
+            frame = made[variant]
+        else:
+            words = variant.encode(event)
+            frame = made[variant] = None if words is None else frames.text(words)
+        if frame is None:
+            continue
+        if size and size + len(frame) > MAX_WRITE_BYTES:
+            yield len(joined), b"".join(joined)
+            joined, size = [], 0
+        joined.append(frame)
+        size += len(frame)
+    if joined:
+        yield len(joined), joined[0] if len(joined) == 1 else b"".join(joined)
+
+
+# A group, and those of its filters that stand in this place of the index.
+Place = dict[Group, tuple[Filter, ...]]
+
+
+class Index:
+    """The groups that want something of one workspace, by what their filters pin down."""
+
+    __slots__ = ("agents", "everything", "subjects")
+
+    def __init__(self) -> None:
+        self.subjects: dict[str, Place] = {}
+        self.agents: dict[str, Place] = {}
+        self.everything: Place = {}
+
+    def places(self, wanted: Filter) -> Iterator[tuple[dict[str, Place] | None, str]]:
+        """Where a filter stands: a table and its key, or the place of all."""
+        if wanted.subjects is not None:
+            return ((self.subjects, subject) for subject in wanted.subjects)
+        if wanted.agents is not None:
+            return ((self.agents, agent) for agent in wanted.agents)
+        return iter(((None, ""),))
+
+    def add(self, group: Group, wanted: Filter) -> None:
+        for table, key in self.places(wanted):
+            place = self.everything if table is None else table.setdefault(key, {})
+            place[group] = (*place.get(group, ()), wanted)
+
+    def remove(self, group: Group, wanted: Filter) -> None:
+        for table, key in self.places(wanted):
+            place = self.everything if table is None else table.get(key, {})
+            place.pop(group, None)
+            if table is not None and not place:
+                table.pop(key, None)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.subjects or self.agents or self.everything)
+
+    def match(self, event: Carried) -> Iterable[Group]:
+        """The groups that want `event`, each once."""
+        found: dict[Group, None] = {}
+        subject = event.subject
+        at_subject = self.subjects.get(subject) if subject is not None and self.subjects else None
+        for place in (at_subject, self.agents.get(event.agent_id or ""), self.everything):
+            if place:
+                for group, filters in place.items():
+                    for wanted in filters:
+                        if (
+                            (wanted.types is None or event.type in wanted.types)
+                            and (wanted.subjects is None or subject in wanted.subjects)
+                            and (wanted.agents is None or (event.agent_id or "") in wanted.agents)
+                        ):
+                            found[group] = None
+                            break
+        return found
+
+
+class Hub:
+    """All groups of a node."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, Group] = {}
+        self._indexes: dict[str, Index] = {}
+        self._group_of: dict[Member, Group] = {}
+        self.deliveries: dict[str, Deliveries] = {}
+
+    @property
+    def groups(self) -> int:
+        return len(self._groups)
+
+    # -- membership
+
+    def place(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
+        """Move `member` to the group of `interest`; without one it is in none."""
+        self.remove(member)
+        if interest:
+            group = self._group((variant, interest), variant, interest, now)
+            group.members[member] = member.write
+            group.delivered_at = max(group.delivered_at, now) if len(group.members) == 1 else group.delivered_at
+            self._group_of[member] = group
+
+    def hold(self, member: Member, variant: Variant, interest: Interest, now: float) -> Group:
+        """Move `member` to a group of its own that keeps what it is owed, until it is placed again."""
+        self.remove(member)
+        group = self._group(member, variant, interest, now)
+        group.held = []
+        self._group_of[member] = group
+        return group
+
+    def remove(self, member: Member) -> None:
+        group = self._group_of.pop(member, None)
+        if group is None:
+            return
+        group.members.pop(member, None)
+        if not group.members:
+            del self._groups[group.key]
+            for wanted in group.interest:
+                for workspace in wanted.workspaces:
+                    index = self._indexes[workspace]
+                    index.remove(group, wanted)
+                    if index.is_empty:
+                        del self._indexes[workspace]
+
+    def delivered_at(self, member: Member) -> float:
+        """When an event went out to `member` last, as far as its group knows."""
+        group = self._group_of.get(member)
+        return group.delivered_at if group is not None else 0.0
+
+    def _group(self, key: object, variant: Variant, interest: Interest, now: float) -> Group:
+        group = self._groups.get(key)
+        if group is None:
+            deliveries = self.deliveries.setdefault(variant.dialect, Deliveries())
+            group = self._groups[key] = Group(key, variant, interest, deliveries, now)
+            for wanted in interest:
+                for workspace in wanted.workspaces:
+                    self._indexes.setdefault(workspace, Index()).add(group, wanted)
+        return group
+
+    # -- delivery
+
+    def dispatch(self, events: list[Carried], now: float) -> None:
+        """Deliver a batch."""
+        owed: dict[Group, list[Carried]] = {}
+        for event in events:
+            index = self._indexes.get(event.workspace_id)
+            if index is not None:
+                for group in index.match(event):
+                    if group in owed:
+                        owed[group].append(event)
+                    else:
+                        owed[group] = [event]
+        for group, matched in owed.items():
+            group.deliver(matched, now)
+
+    def touched(self, gap: Gap) -> list[Member]:
+        """The members that watched what a gap is in."""
+        return [member for member, group in self._group_of.items() if any(_touches(gap, f) for f in group.interest)]
+
+
+def _touches(gap: Gap, wanted: Filter) -> bool:
+    return gap.workspace in wanted.workspaces and (
+        gap.agents is None or wanted.agents is None or bool(gap.agents & wanted.agents)
+    )
+
+
+def matches(interest: Interest, event: Carried) -> bool:
+    """True when any filter of `interest` matches."""
+    return any(wanted.matches(event) for wanted in interest)
+
+
+def wants(interest: Interest) -> frozenset[Want]:
+    """What the feed must bring for `interest`."""
+    return frozenset(
+        (workspace, agent)
+        for wanted in interest
+        for workspace in wanted.workspaces
+        for agent in ((None,) if wanted.agents is None else wanted.agents)
+    )
+
+
+def agents_of(interest: Interest, workspace: str) -> frozenset[str] | None:
+    """The agents that `interest` asks for in a workspace; None: all of it, empty: nothing of it."""
+    agents: frozenset[str] = frozenset()
+    for wanted in interest:
+        if workspace in wanted.workspaces:
+            if wanted.agents is None:
+                return None
+            agents |= wanted.agents
+    return agents

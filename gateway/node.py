@@ -1,0 +1,220 @@
+"""The node: what all of its connections share, and what happens between them, the feed and the clock."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from http import HTTPStatus
+from urllib.parse import parse_qs, urlsplit
+
+from redis.exceptions import RedisError
+from websockets.http11 import Request
+
+from broker import Invalid, Unavailable
+from broker.broker import Broker
+from broker.events import Carried
+from broker.feed import Feed, Gap, Taker
+
+from .auth import Verifier
+from .clock import TICK_SECONDS, Wheel
+from .connection import Admission, Connection
+from .dialects import ALL, Dialect
+from .hub import Hub
+from .metrics import Metrics
+from .reasons import BUG, GOING_AWAY, Refused
+from .replay import Replays
+from .settings import Settings
+from .wire import Refusal, Wire
+
+logger = logging.getLogger("trunkline.node")
+
+REDIS_CHECK_SECONDS = 1.0
+REJECTED_LOG_SECONDS = 1.0
+LOOP_LAG_TICKS = int(15 / TICK_SECONDS)
+KNOWN_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013})
+
+
+class Node(Taker):
+    """Takes what the feed brings, admits clients, runs the clock. Its parts are handed to it."""
+
+    def __init__(self, settings: Settings, broker: Broker, verifier: Verifier) -> None:
+        self.settings = settings
+        self.broker = broker
+        self.verifier = verifier
+        self.metrics = Metrics()
+        self.hub = Hub()
+        self.feed = Feed(broker.address, broker.keys, broker.log, self, "trunkline-feed")
+        self.replays = Replays(broker.log, self.feed, self.hub, self.metrics)
+        self.wheel: Wheel[Connection] = Wheel(self.now())
+        self.connections: set[Connection] = set()
+        self.is_draining = False
+        self.is_redis_up = False
+        self._open: Counter[str] = Counter()
+        self._lags: deque[float] = deque((0.0,), maxlen=LOOP_LAG_TICKS)
+        self._dialects = {dialect.path: dialect for dialect in ALL}
+        self._rejected_logged_at = float("-inf")
+        self._gap_tasks: set[asyncio.Task[None]] = set()
+        self._read_gauges()
+
+    @staticmethod
+    def now() -> float:
+        """Seconds of the clock that sessions and the wheel go by."""
+        return time.monotonic()
+
+    @property
+    def is_ready(self) -> bool:
+        """True when a newcomer would be served."""
+        return self.is_redis_up and self.feed.is_connected and not self.is_draining
+
+    # -- clients
+
+    def admit(self, request: Request) -> Admission:
+        """Judge a handshake. Raises `Refusal`."""
+        url = urlsplit(request.path)
+        dialect = self._dialects.get(url.path)
+        if dialect is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket here; there is {', '.join(self._dialects)}")
+        if self.is_draining:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "this node is leaving", retry_after=1)
+        origins = self.settings.allowed_origins
+        origin = request.headers.get("Origin")
+        if origins and origin is not None and origin not in origins:
+            raise Refusal(HTTPStatus.FORBIDDEN, "this origin is not allowed")
+        try:
+            query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+            variant = dialect.variants[dialect.choose(query)]
+        except Refused as refused:
+            raise Refusal(HTTPStatus.BAD_REQUEST, refused.detail) from None
+        except ValueError:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the query cannot be read") from None
+        return Admission(dialect, variant, query.get("token") or request.headers.get("Authorization"))
+
+    def connect(self, wire: Wire, admission: Admission) -> Connection:
+        """A client has come."""
+        connection = Connection(self, wire, admission, self.now())
+        self.connections.add(connection)
+        self._open[admission.dialect.name] += 1
+        self.metrics.opened.add(admission.dialect.name)
+        return connection
+
+    def disconnected(self, connection: Connection, code: int) -> None:
+        """A client has gone."""
+        self.connections.discard(connection)
+        self._open[connection.dialect.name] -= 1
+        known = str(code) if code in KNOWN_CLOSE_CODES else "other"
+        self.metrics.closed.add(f"{connection.dialect.name} {known}")
+
+    def max_message_bytes(self, dialect: Dialect) -> int:
+        return self.settings.max_message_bytes or dialect.limits.max_message_bytes
+
+    # -- what the feed brings
+
+    def on_events(self, events: list[Carried]) -> None:
+        metrics = self.metrics
+        metrics.received.values[""] += len(events)
+        metrics.batch.observe(len(events))
+        self.hub.dispatch(events, self.now())
+        if (first := events[0].id) is not None:
+            metrics.lag.observe(max(0.0, time.time() - int(first.partition("-")[0]) / 1000))
+
+    def on_gap(self, gap: Gap) -> None:
+        self.metrics.gaps.add("said")
+        logger.error("events of a workspace are lost for good%s", ": Redis lost its history" if gap.is_reset else "")
+        task = asyncio.create_task(self._tell_gap(gap))
+        self._gap_tasks.add(task)
+        task.add_done_callback(self._gap_tasks.discard)
+
+    async def _tell_gap(self, gap: Gap) -> None:
+        members = self.hub.touched(gap)
+        try:
+            oldest = (await self.broker.log.bounds(gap.workspace, gap.since)).oldest
+        except Unavailable:
+            oldest = None
+        for member in members:
+            if isinstance(member, Connection):
+                member.gap(gap, oldest)
+
+    def on_rejected(self, error: Invalid) -> None:
+        self.metrics.rejected.add()
+        if self.now() - self._rejected_logged_at > REJECTED_LOG_SECONDS:
+            self._rejected_logged_at = self.now()
+            # The path alone: the rest may repeat what somebody published.
+            logger.warning("a message on a channel is no event: wrong at %s", error.path)
+
+    def on_connection(self, *, is_up: bool) -> None:
+        if is_up:
+            logger.info("subscribed through Redis at %s", self.broker.address)
+        else:
+            self.metrics.reconnects.add()
+            self.metrics.redis_errors.add()
+
+    def on_healed(self, events: int) -> None:
+        self.metrics.gaps.add("healed")
+        self.metrics.healed_events.add(amount=events)
+
+    # -- the clock
+
+    async def run_clock(self) -> None:
+        """Turn the wheel, and notice how late the event loop is."""
+        while True:
+            before = self.now()
+            await asyncio.sleep(TICK_SECONDS)
+            now = self.now()
+            self._lags.append(max(0.0, now - before - TICK_SECONDS))
+            for connection in self.wheel.advance(now):
+                try:
+                    connection.tick(now)
+                except Exception:
+                    logger.exception("a bug ended a connection while its time had come")
+                    connection.close(BUG)
+
+    async def run_checks(self) -> None:
+        """Ask Redis every second whether it is there."""
+        while True:
+            try:
+                async with asyncio.timeout(2 * REDIS_CHECK_SECONDS):
+                    await self.broker.redis.ping()
+            except (RedisError, OSError) as error:
+                if self.is_redis_up:
+                    logger.error("Redis at %s does not answer: %s", self.broker.address, error or type(error).__name__)
+                self.is_redis_up = False
+                self.metrics.redis_errors.add()
+            else:
+                self.is_redis_up = True
+            await asyncio.sleep(REDIS_CHECK_SECONDS)
+
+    # -- leaving
+
+    async def drain(self) -> None:
+        """Not ready → wait for the balancer → a farewell to everybody, spread over the drain window."""
+        self.is_draining = True
+        logger.info("leaving: not ready, %d connections", len(self.connections))
+        await asyncio.sleep(self.settings.drain_wait_seconds)
+        leaving = list(self.connections)
+        started, window = self.now(), self.settings.drain_seconds
+        for number, connection in enumerate(leaving):
+            # Spread with jitter: clients that come back at the same moment are a storm for who takes them over.
+            pause = started + window * (number + random.random()) / len(leaving) - self.now()  # noqa: S311
+            if pause > 0:
+                await asyncio.sleep(pause)
+            connection.close(GOING_AWAY)
+        deadline = self.now() + self.settings.slow_close_seconds + 1
+        while self.connections and self.now() < deadline:
+            await asyncio.sleep(0.02)
+
+    def _read_gauges(self) -> None:
+        metrics = self.metrics
+        metrics.connections.read = lambda: {dialect.name: self._open[dialect.name] for dialect in ALL}
+        metrics.groups.read = lambda: {"": self.hub.groups}
+        metrics.channels.read = lambda: {"": self.feed.channels}
+        metrics.feed_up.read = lambda: {"": float(self.feed.is_connected)}
+        metrics.loop_lag.read = lambda: {"": max(self._lags)}
+        metrics.draining.read = lambda: {"": float(self.is_draining)}
+
+    def collect_deliveries(self) -> None:
+        """Bring the hub's counts into the metrics; when Prometheus asks."""
+        for dialect in ALL:
+            deliveries = self.hub.deliveries.get(dialect.name)
+            self.metrics.delivered.values[dialect.name] = deliveries.events if deliveries else 0
+            self.metrics.sent_bytes.values[dialect.name] = deliveries.bytes if deliveries else 0

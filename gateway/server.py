@@ -1,0 +1,74 @@
+"""uvicorn, with two of its habits changed: it drains before it closes, and its exit status is 0 when it was asked to go."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+
+import uvicorn
+
+from .http import application
+from .node import Node
+from .wire import Wire
+
+BACKLOG = 4096
+
+
+class Server(uvicorn.Server):
+    """One node's server."""
+
+    def __init__(self, node: Node) -> None:
+        settings = node.settings
+        super().__init__(
+            uvicorn.Config(
+                application(node),
+                host=settings.host,
+                port=settings.port,
+                loop="uvloop",
+                http="httptools",
+                ws=partial(Wire, node),  # type: ignore[arg-type]
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self.node = node
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also when it was told to take a free one."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let everybody go in peace, while newcomers still hear a clear no; then as uvicorn does."""
+        if not self.force_exit:
+            await self.node.drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again at the end: a process that was asked to go and went did not fail."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may; answers the number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

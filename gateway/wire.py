@@ -1,0 +1,231 @@
+"""The protocol class that uvicorn runs for a WebSocket: the handshake once, then frames ↔ connection.
+
+The websockets library judges the handshake; nothing of it is kept. After that a connection is a transport, a frame parser
+and a `Connection`: no task, no queue. What the hub owes goes to the transport directly (`write`); a transport that holds
+more than its bound says so (`pause_writing`), which costs a healthy client nothing.
+"""
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from . import frames
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from .connection import Connection
+    from .node import Node
+
+logger = logging.getLogger("trunkline.wire")
+
+# The library tells its logger of every request, with query and headers.
+_silent = logging.getLogger("trunkline.wire.handshake")
+_silent.disabled = True
+
+
+class Refusal(Exception):  # noqa: N818
+    """A handshake that is answered with an HTTP status."""
+
+    def __init__(self, status: HTTPStatus, text: str, *, retry_after: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+
+
+class Wire(asyncio.Protocol):
+    """One WebSocket."""
+
+    __slots__ = (
+        "_close_code",
+        "_connection",
+        "_deadline",
+        "_is_closing",
+        "_node",
+        "_parser",
+        "_peers",
+        "_transport",
+        "write",
+    )
+
+    def __init__(self, node: "Node", config: "Config", server_state: "ServerState", app_state: dict[str, Any]) -> None:
+        self._node = node
+        self._peers: set[Any] = server_state.connections
+        self._connection: Connection | None = None
+        self._parser: frames.Parser | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        self._close_code = frames.ABNORMAL_CLOSURE
+
+    # -- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self.write = self._transport.write
+        self._peers.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            self._shake_hands(data)
+            return
+        try:
+            for received in self._parser.feed(data):
+                self._take(received)
+        except Exception:
+            self.fail("reading a frame")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._peers.discard(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.lost(self._close_code)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        """More waits for this client than the bound allows. Told later: the hub may be in the middle of its members."""
+        if not self._is_closing:
+            asyncio.get_running_loop().call_soon(self._too_slow)
+
+    def resume_writing(self) -> None: ...
+
+    def shutdown(self) -> None:
+        """uvicorn wants every connection to end now."""
+        if self._parser is None:
+            self._transport.close()
+        else:
+            self.close(frames.SERVICE_RESTART, "")
+
+    # -- the handshake
+
+    def _shake_hands(self, data: bytes) -> None:
+        """Answer the request that uvicorn hands us whole."""
+        protocol = ServerProtocol(logger=_silent)
+        protocol.receive_data(data)
+        request = next((event for event in protocol.events_received() if isinstance(event, Request)), None)
+        if request is None:
+            self._refuse(Response(400, "Bad Request", Headers(), b"not a WebSocket handshake\n"))
+            return
+        try:
+            admission = self._node.admit(request)
+        except Refusal as refusal:
+            self._refuse(_response(refusal))
+            return
+        except Exception:
+            logger.exception("a handshake failed")
+            self._refuse(Response(500, "Internal Server Error", Headers()))
+            return
+        response = protocol.accept(request)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._refuse(response)
+            return
+        self.write(response.serialize())
+        self._transport.set_write_buffer_limits(high=self._node.settings.max_backlog_bytes)
+        self._parser = frames.Parser(self._node.max_message_bytes(admission.dialect))
+        self._connection = self._node.connect(self, admission)
+        self._connection.start(admission.token)
+
+    def _refuse(self, response: Response) -> None:
+        self._node.metrics.handshakes_refused.add(str(response.status_code))
+        headers = response.headers
+        headers.setdefault("Content-Type", "text/plain; charset=utf-8")
+        if "Content-Length" not in headers:
+            headers["Content-Length"] = str(len(response.body))
+        if headers.get("Connection") != "close":
+            headers["Connection"] = "close"
+        self.write(response.serialize())
+        self._transport.close()
+
+    # -- frames in
+
+    def _take(self, received: frames.Received) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        opcode = received.opcode
+        if self._is_closing:
+            # Only the answer to our close frame still matters.
+            if opcode in (frames.CLOSE, frames.VIOLATION):
+                self._transport.close()
+        elif opcode == frames.TEXT:
+            connection.receive(received.payload.decode())
+        elif opcode == frames.PING:
+            self.write(frames.pong(received.payload))
+            connection.receive_ping()
+        elif opcode == frames.PONG:
+            connection.receive_pong()
+        elif opcode == frames.BINARY:
+            connection.receive_binary()
+        elif opcode == frames.CLOSE:
+            self._answer_close(received.code)
+        else:
+            self.close(received.code, received.payload.decode())
+
+    def _answer_close(self, code: int) -> None:
+        """The client leaves: give its code back, and end."""
+        self._is_closing = True
+        self._close_code = code
+        self.write(frames.close(code) if code != frames.NO_STATUS_RECEIVED else b"\x88\x00")
+        self._transport.close()
+        self._leave()
+
+    # -- what connections ask for
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for this client."""
+        return self._transport.get_write_buffer_size()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing or self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame; the client has `slow_close_seconds` to read what is left and to answer."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._close_code = code
+        self.write(frames.close(code, reason))
+        self.resume_reading()
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._node.settings.slow_close_seconds, self._transport.abort)
+        self._leave()
+
+    def fail(self, doing: str) -> None:
+        """A bug of ours: everything in the log, nothing to the client."""
+        logger.exception("a bug ended a connection while %s", doing)
+        self.close(frames.INTERNAL_ERROR, "")
+
+    def _too_slow(self) -> None:
+        if self._connection is not None and not self._is_closing:
+            self._connection.too_slow()
+
+    def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.leave()
+
+
+def _response(refusal: Refusal) -> Response:
+    headers = Headers()
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    return Response(refusal.status, refusal.status.phrase, headers, refusal.text.encode() + b"\n")
