@@ -101,7 +101,7 @@ class Broker:
         """Publish `events` in their order; answers their positions in the same order.
 
         All are validated before the first is sent: after `Invalid` (its path starts with the index: `[3].data.step`)
-        nothing has happened. After `Unavailable` some may have been applied; calling again with the same events is safe.
+        nothing has happened. After `Unavailable` some may have been applied; calling again with equal events is safe.
         """
         return await self.producer.publish(_pack_all(events))
 

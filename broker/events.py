@@ -14,11 +14,12 @@ of its agent. An event without them is live only. The ids of workspace, agent an
 
 import re
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
-from .catalog import CATALOG, DECODERS, EventType
+from .catalog import CATALOG, EventType
 from .errors import Invalid
 from .keyspace import check_id, check_workspace
 
@@ -28,7 +29,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\
 _encode = msgspec.json.Encoder().encode
 
 
-class Event(msgspec.Struct, kw_only=True):
+class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Something that happened, as its producer says it.
 
     `type` is a name of the catalog; `data` holds the fields of its document, flat. The ids of agent and subject may
@@ -58,7 +59,10 @@ class Packed(NamedTuple):
     rest: bytes
 
 
-class Carried(msgspec.Struct, kw_only=True):
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class Carried(msgspec.Struct, kw_only=True, gc=False):
     """An event as a node carries it. `data` is an object's JSON, checked, to be copied and not read.
 
     `id` is None for what is live only. `frames` keeps what a dialect made of it, per variant, so that it is made once.
@@ -70,10 +74,10 @@ class Carried(msgspec.Struct, kw_only=True):
     prev: str | None = None
     agent_prev: str | None = None
     workspace_id: str = ""
-    agent_id: str | None = None
-    task_id: str | None = None
-    inference_id: str | None = None
-    execution_id: str | None = None
+    agent_id: _Id | None = None
+    task_id: _Id | None = None
+    inference_id: _Id | None = None
+    execution_id: _Id | None = None
     timestamp: str | None = None
     frames: dict[Any, bytes | None] = {}
 
@@ -99,7 +103,17 @@ class Carried(msgspec.Struct, kw_only=True):
 
 
 _carried = msgspec.json.Decoder(Carried)
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _data_decoder(kind: EventType) -> msgspec.json.Decoder[Any]:
+    """A decoder that sees the names which `data` may not use, and the ids that belong beside it, in the same pass."""
+    own = {field.encode_name for field in msgspec.structs.fields(kind.data)}
+    ids = {"workspace_id", "agent_id", kind.subject or "agent_id"}
+    seen = [(name, Any, UNSET) for name in sorted((kind.reserved | ids) - own)]
+    return msgspec.json.Decoder(msgspec.defstruct(kind.data.__name__, seen, bases=(kind.data,), kw_only=True))
+
+
+_data_decoders = {name: _data_decoder(kind) for name, kind in CATALOG.items()}
 
 
 def now() -> str:
@@ -177,52 +191,40 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
         if event.workspace_id:
             raise Invalid("$.workspace_id", "not the workspace of this channel")
         event.workspace_id = workspace
-    if event.id is None:
-        _complete(event, kind, agent)
-    if agent is not None and (event.agent_id or "") != agent:
-        raise Invalid("$.agent_id", "not the agent of this channel")
-    if kind.needs_subject and getattr(event, kind.subject or "") is None:
-        raise Invalid(f"$.{kind.subject}", "required")
-    if bytes(event.data)[:1] != b"{":
-        raise Invalid("$.data", "expected object")
-    _check_data(kind, event.data)
-    return event
-
-
-def _complete(event: Carried, kind: EventType, agent: str | None) -> None:
-    """A plain PUBLISH may leave out what its channel says, and have the ids in `data` as the documents show them."""
-    if agent and event.agent_id is None:
+    if event.agent_id is None and agent:
         event.agent_id = agent
     if event.timestamp is None:
         event.timestamp = now()
     else:
         _check_timestamp(event.timestamp)
-    raw = bytes(event.data)
-    if b'_id"' in raw:
-        try:
-            data = _object.decode(raw)
-            lifted = {name: msgspec.json.decode(data.pop(name)) for name in _LIFTED if name in data}
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise _invalid(error) from error
-        if lifted:
-            if lifted.pop("workspace_id", event.workspace_id) != event.workspace_id:
-                raise Invalid("$.data.workspace_id", "not the workspace of this channel")
-            for name, value in lifted.items():
-                if name not in ("agent_id", kind.subject):
-                    data[name] = msgspec.Raw(_encode(value))
-                elif getattr(event, name) not in (None, value):
-                    raise Invalid(f"$.data.{name}", f"another than $.{name}")
-                else:
-                    setattr(event, name, check_id(value, f"$.data.{name}"))
-            event.data = msgspec.Raw(_encode(data))
-    for name in ("agent_id", "task_id", "inference_id", "execution_id"):
-        if (value := getattr(event, name)) is not None:
-            check_id(value, f"$.{name}")
+    fields = _check_data(kind, event.data)
+    if (
+        fields.workspace_id is not UNSET
+        or fields.agent_id is not UNSET
+        or getattr(fields, kind.subject or "agent_id") is not UNSET
+    ):
+        _lift_raw(event, kind)
+    if agent is not None and (event.agent_id or "") != agent:
+        raise Invalid("$.agent_id", "not the agent of this channel")
     if kind.needs_agent and event.agent_id is None:
         raise Invalid("$.agent_id", f"{kind.name} needs the id of its agent")
+    if kind.needs_subject and getattr(event, kind.subject or "") is None:
+        raise Invalid(f"$.{kind.subject}", "required")
+    if not f"{event.agent_id}{event.task_id}{event.inference_id}{event.execution_id}".isprintable():
+        raise Invalid("$", "expected ids of printable characters")
+    return event
 
 
-_LIFTED = ("workspace_id", "agent_id", "task_id", "inference_id", "execution_id")
+def _lift_raw(event: Carried, kind: EventType) -> None:
+    """Whoever published has the ids in `data`, as the documents show them."""
+    data = msgspec.json.decode(event.data)
+    for name in ("workspace_id", "agent_id", kind.subject or "agent_id"):
+        value = data.pop(name, None)
+        if value is not None:
+            if getattr(event, name) not in (None, value):
+                raise Invalid(f"$.data.{name}", f"another than $.{name}")
+            setattr(event, name, check_id(value, f"$.data.{name}"))
+    event.data = msgspec.Raw(_encode(data))
 
 
 def _kind(name: object) -> EventType:
@@ -235,16 +237,15 @@ def _kind(name: object) -> EventType:
 
 
 def _check_data(kind: EventType, raw: bytes | msgspec.Raw) -> Any:
-    """The fields of `raw` that the catalog types."""
+    """The fields of `raw` that the catalog types, and those that should not be there (`UNSET` when they are not)."""
     try:
-        fields = DECODERS[kind.name].decode(raw)
-        if kind.reserved:
-            for name in kind.reserved & _object.decode(raw).keys():
-                raise Invalid(
-                    f"$.data.{name}", f"stands on the envelope of {kind.name}: give it beside data, or another name"
-                )
+        fields = _data_decoders[kind.name].decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(error, "$.data") from error
+    for name in kind.reserved:
+        if getattr(fields, name) is not UNSET:
+            reason = f"stands on the envelope of {kind.name}: give it beside data, or under another name"
+            raise Invalid(f"$.data.{name}", reason)
     return fields
 
 
@@ -258,6 +259,13 @@ def _lift(data: dict[str, Any], name: str, given: object) -> object:
 
 
 def _check_timestamp(value: object) -> None:
+    if isinstance(value, str) and value[10:11] == "T" and value[-1] == "Z":
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            pass
+        else:
+            return
     if not isinstance(value, str) or _RFC3339.fullmatch(value) is None:
         raise Invalid("$.timestamp", "expected RFC 3339, as 2026-03-27T10:30:45Z")
 

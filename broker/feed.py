@@ -19,7 +19,8 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from .events import Carried, unpack
 from .keyspace import Keyspace
 from .log import Log
 from .positions import START, Position, is_after, order
-from .resp import Connection, connect
+from .resp import Answer, Command, Connection, connect
 
 logger = logging.getLogger("trunkline.feed")
 
@@ -53,7 +54,7 @@ Want = tuple[str, str | None]
 class Gap(NamedTuple):
     """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them.
 
-    `is_reset`: Redis knows less than we do, it lost its history. What was there is gone, whether or not it was handed on.
+    `is_reset`: Redis knows less than we do, it lost its history, whether or not all of it had been handed on.
     """
 
     workspace: str
@@ -253,7 +254,7 @@ class Feed:
                 continue
             # Answers and messages share one ordered stream: the answer comes behind what was published before.
             self._fences.append(passed)
-            self._ask([("PING",)], [lambda _, passed=passed: self._pass(passed)])  # type: ignore[misc]
+            self._ask([("PING",)], [partial(self._pass, passed)])
             if await passed and workspace.held is None:
                 return
 
@@ -347,16 +348,16 @@ class Feed:
             self._ask([("UNSUBSCRIBE", *(line.channel for line in some))], [])
 
     def _read_heads(self, lines: list[Line]) -> None:
-        commands: list[tuple[str | bytes | int, ...]] = []
-        for line in lines:
-            commands.append(("HGET", self._keys.head(line.workspace.name, line.agent), "position"))
-        self._ask(commands, [lambda reply, line=line: self._on_head(line, reply) for line in lines])  # type: ignore[misc]
+        commands: list[Command] = [
+            ("HGET", self._keys.head(line.workspace.name, line.agent), "position") for line in lines
+        ]
+        self._ask(commands, [partial(self._on_head, line) for line in lines])
 
-    def _ask(self, commands: list[tuple[str | bytes | int, ...]], answers: list[Callable[[Any], None]]) -> None:
+    def _ask(self, commands: list[Command], answers: list[Answer]) -> None:
         if self._connection is not None and commands:
             self._connection.ask_many(commands, answers)
 
-    def _pass(self, fence: "asyncio.Future[bool]") -> None:
+    def _pass(self, fence: "asyncio.Future[bool]", _: object) -> None:
         self._answered_at = monotonic()
         self._fences.remove(fence)
         if not fence.done():
@@ -365,7 +366,7 @@ class Feed:
     def _heard_answer(self, reply: object) -> None:
         self._answered_at = monotonic()
 
-    # -- what Redis says (synchronous, in the order of the stream) ------------------------------------------------------
+    # -- what Redis says: synchronous, in the order of the stream -----------------------------------------------------
 
     def on_lost(self, reason: str) -> None:
         if self._connection is None:
@@ -382,7 +383,7 @@ class Feed:
         self._lost.set()
         self._taker.on_connection(is_up=False)
 
-    def on_pushes(self, pushes: list[list[Any]]) -> None:
+    def on_pushes(self, pushes: Sequence[list[Any]]) -> None:
         """Messages of one read: followed, and handed on as one batch."""
         batch: list[Carried] = []
         lines = self._lines
@@ -458,7 +459,7 @@ class Feed:
             elif not future.done():
                 future.set_result(None)
 
-    # -- healing --------------------------------------------------------------------------------------------------------
+    # -- healing ------------------------------------------------------------------------------------------------------
 
     def _hold(self, workspace: Workspace) -> None:
         if workspace.held is None:
@@ -496,7 +497,7 @@ class Feed:
         self._wake(workspace)
 
     async def _fill(self, workspace: Workspace) -> None:
-        """Hand on what the log holds behind the lines that are heard, a page at a time; tell what it no longer holds."""
+        """Hand on what the log holds behind the heard lines, a page at a time; tell what it no longer holds."""
         heard = {line.agent: line for line in workspace.heard() if line.position is not None}
         heads = await self._log.heads(workspace.name, list(heard))
         behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
@@ -512,14 +513,14 @@ class Feed:
             page = await self._log.page(workspace.name, after)
             batch: list[Carried] = []
             for event in page.events:
-                line = heard.get(None) or heard.get(event.agent_id or "")
-                if line is None or event.id is None or not _is_after(event.id, line.position or START):
+                own = heard.get(None) or heard.get(event.agent_id or "")
+                if own is None or event.id is None or not _is_after(event.id, own.position or START):
                     continue
-                if (event.prev if line.agent is None else event.agent_prev) != line.position:
+                if (event.prev if own.agent is None else event.agent_prev) != own.position:
                     self._hand_on(batch)
                     filled, batch = filled + len(batch), []
-                    self._tell_gap(line, None)
-                line.position = Position(event.id)
+                    self._tell_gap(own, None)
+                own.position = Position(event.id)
                 batch.append(event)
             self._hand_on(batch)
             filled += len(batch)

@@ -28,11 +28,11 @@ class Row(NamedTuple):
 
 TABLE = (
     Row("log:{workspace}", "stream", "`log_seconds` after the last event", "publish.lua",
-        "the durable events: field `e` is the message below without its `id`; bounded by `log_events` and `log_seconds`"),
+        "the durable events: field `e` is an event's JSON without `{` and `id`; at most `log_events`"),
     Row("workspace:{workspace}", "hash", "7 days after the last event", "publish.lua",
         "`position` of its newest durable event"),
     Row("agent:{workspace}:<agent>", "hash", "7 days after the last event", "publish.lua",
-        "`position` of its newest durable event, `last_activity` (ms), `credits_used`; events without an agent count to the empty name"),
+        "`position` of its newest durable event, `last_activity` (ms), `credits_used`; empty name: no agent"),
     Row("producer:{workspace}:<producer>", "hash", "24 h after its last call", "publish.lua",
         "`number` of its last call and the `answer` to it"),
     Row("events:{workspace}", "channel", "", "publish.lua, PUBLISH by anyone", "every event of the workspace"),

@@ -49,7 +49,8 @@ class LocalRedis:
     def __init__(self, program: str, port: int = 0, **options: str | int) -> None:
         self.program = program
         self.port = port or _free_port()
-        self.options = {"save": "", "appendonly": "no", "bind": "127.0.0.1", "protected_mode": "yes"} | options
+        kept_nothing: dict[str, str | int] = {"save": "", "appendonly": "no"}
+        self.options = kept_nothing | {"bind": "127.0.0.1", "protected_mode": "yes"} | options
         self.process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
@@ -77,7 +78,7 @@ class LocalRedis:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock)
         )
         deadline = time.monotonic() + seconds
         while not self._answers():

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -41,9 +41,9 @@ class Log:
         self._keys = keys
 
     async def page(self, workspace: str, after: str, limit: int = PAGE_EVENTS) -> Page:
-        """Up to `limit` events after the position `after`. Entries that are no event are skipped, and said in the log."""
+        """Up to `limit` events after the position `after`. An entry that is no event is skipped, and logged."""
         try:
-            entries = await self._redis.xrange(self._keys.log(workspace), f"({after}", "+", limit)
+            entries: list[Any] = await self._redis.xrange(self._keys.log(workspace), f"({after}", "+", limit) or []
         except (RedisError, OSError) as error:
             raise Unavailable(f"cannot read the log: {error}") from error
         events = []

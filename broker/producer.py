@@ -5,8 +5,8 @@ what is published meanwhile waits and goes into the next, so batches form by the
 is lost is sent again under its own number, and the script answers what it answered then.
 
 A caller whose patience ends hears `Unavailable`. What of its events never left is taken back; the rest is in doubt, and
-the lane goes on to settle that before it sends anything newer. A publish of an equal event within `RETRY_SECONDS` counts
-as the retry and takes over the promise of the first. Equal events are interchangeable: nothing is lost or doubled by it.
+the lane goes on to settle that before it sends anything newer. A publish of an equal event within `RETRY_SECONDS` is
+the retry, and takes over the promise of the first. Equal events are interchangeable: none is lost or doubled by it.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class Producer:
         return [promise.result() for _, _, promise in sent]
 
     async def call(self, lane: "Lane") -> list[str]:
-        """One round trip: the lane's call, as its header in publish.lua says. The script is loaded when it is missing."""
+        """One round trip: the lane's call, as the header of publish.lua says. A missing script is loaded."""
         agents = list(dict.fromkeys(packed.agent for packed, _ in lane.call))
         index = {agent: number for number, agent in enumerate(agents, 1)}
         name, workspace = self.keys, lane.workspace
@@ -80,7 +80,9 @@ class Producer:
         if self._sha is None:
             self._sha = await self.redis.script_load(_SCRIPT)
         try:
-            answer = await self.redis.execute_command("EVALSHA", self._sha, len(keys), *keys, *arguments)
+            answer = await self.redis.execute_command(  # type: ignore[no-untyped-call]
+                "EVALSHA", self._sha, len(keys), *keys, *arguments
+            )
         except NoScriptError:
             self._sha = None  # a restarted Redis has forgotten it
             return await self.call(lane)

@@ -1,7 +1,7 @@
 """The feed's own socket to Redis: RESP3 through hiredis, a read at a time.
 
-redis-py re-makes a subscriber's connection silently, and what was published meanwhile is gone; it also reads one message
-at a time. Here a lost connection is an event for the feed, and all messages of one read are handed on as one batch.
+redis-py makes a subscriber's connection anew without a word, and what came meanwhile is gone; it also reads one message
+at a time. Here a lost connection is something the feed hears of, and all messages of one read are handed on together.
 
 In RESP3 answers and pushed messages share one ordered stream: when the answer to a read of a position is seen, every
 message published before it has been seen too. The feed's joining and checking rest on that.
@@ -9,7 +9,7 @@ message published before it has been seen too. The feed's joining and checking r
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -18,12 +18,13 @@ from .address import CONNECT_SECONDS, Address
 from .errors import Unavailable
 
 Answer = Callable[[Any], None]
+Command = tuple[str | bytes | int, ...]
 
 
 class Taker(Protocol):
     """Who hears what Redis sends."""
 
-    def on_pushes(self, pushes: list[list[Any]]) -> None:
+    def on_pushes(self, pushes: Sequence[list[Any]]) -> None:
         """Pushed messages in order, as many as one read brought between two answers."""
 
     def on_lost(self, reason: str) -> None:
@@ -72,11 +73,12 @@ class Connection(asyncio.Protocol):
         """Send a command. A command answered by pushes (SUBSCRIBE) takes no `answer`."""
         self.ask_many([words], [answer] if answer else [])
 
-    def ask_many(self, commands: list[tuple[str | bytes | int, ...]], answers: list[Answer]) -> None:
+    def ask_many(self, commands: list[Command], answers: list[Answer]) -> None:
         """Send commands in one write. `answers` are for those of them that are answered by a reply."""
         if self._transport is not None and not self._transport.is_closing():
             self._answers.extend(answers)
-            self._transport.write(b"".join([hiredis.pack_command(command) for command in commands]))
+            packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+            self._transport.write(b"".join(packed))
 
     def close(self, reason: str) -> None:
         """End the connection now; `on_lost` is called with `reason`."""
@@ -90,7 +92,7 @@ class Connection(asyncio.Protocol):
 
 
 class _Nobody:
-    def on_pushes(self, pushes: list[list[Any]]) -> None: ...
+    def on_pushes(self, pushes: Sequence[list[Any]]) -> None: ...
 
     def on_lost(self, reason: str) -> None: ...
 

@@ -20,6 +20,7 @@ logger = logging.getLogger("trunkline")
 
 START_SECONDS = 5.0
 FEW_FILES = 4096
+GC_THRESHOLDS = (20_000, 20, 50)
 
 
 @asynccontextmanager
@@ -57,9 +58,10 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
 async def serve(settings: Settings) -> None:
     """Run one node until SIGTERM or SIGINT."""
     async with running(settings) as server:
-        # What exists now stays: the collector need not look at it again and again.
+        # What exists now stays, and what comes with events goes by itself: the collector need not look so often.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         logger.info("serving on %s:%d with Redis at %s", settings.host, settings.port, server.node.broker.address)
         await server.serve()
     logger.info("left")

@@ -64,7 +64,7 @@ class Verifier:
                 logger.warning("a JWT secret is shorter than 32 bytes: it can be guessed from any token")
 
     def verify(self, token: str, now: float) -> Claims:
-        """The claims of a token without `Bearer`. Raises `Denied`, or `UnknownKey` when a fetch of the keys may know it."""
+        """The claims of a token without `Bearer`. Raises `Denied`, or `UnknownKey` when fetching keys may help."""
         if not token:
             raise Denied("missing")
         if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():

@@ -24,6 +24,9 @@ from .settings import Settings, fields, load, log_format, unknown
 
 PROGRAM = "trunkline"
 
+# The settings that matter to a command which only talks with Redis, by the beginnings of their names.
+REDIS = ("redis_url", "prefix", "log_")
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit status."""
@@ -49,11 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="A Redis-backed event broker for AI agents.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Settings, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[Settings, argparse.Namespace], int], text: str, settings: tuple[str, ...] = ("",)
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         group = sub.add_argument_group("settings (or TRUNKLINE_… in the environment)")
         for field in fields():
+            if not field.name.startswith(settings):
+                continue
             default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             note = f" [{default}]" if default not in ("", ()) else ""
             text = (field.description + note).replace("%", "%%")
@@ -62,19 +69,19 @@ def _parser() -> argparse.ArgumentParser:
 
     command("dev", _dev, "private Redis, gateway and demo agents on this machine")
     command("serve", _serve, "one node, one process")
-    token = command("token", _token, "make a token that nodes with the same secret accept")
+    token = command("token", _token, "make a token that nodes with the same secret accept", ("jwt_", "claim_"))
     token.add_argument("--sub", required=True, help="whom it speaks for")
     token.add_argument("--workspace", required=True, action="append", help="a workspace it names; may be repeated")
     token.add_argument("--scope", help='what it may do, as "events:read commands:send"; absent: read only')
     token.add_argument("--agent", help="the agent whose own token it is")
     token.add_argument("--ttl", type=int, default=3600, help="seconds until it expires [3600]")
-    publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input")
+    publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input", REDIS)
     publish.add_argument("--workspace", required=True)
     publish.add_argument("--agent", help="agent of the event, or of lines that name none")
     publish.add_argument("--ephemeral", action="store_true", help="live only: no position, not in the log")
     publish.add_argument("type", help="type of the event, or - for lines from standard input")
     publish.add_argument("data", nargs="?", help="the event's data, a JSON object [{}]")
-    tail = command("tail", _tail, "print events as they come, a line of JSON each")
+    tail = command("tail", _tail, "print events as they come, a line of JSON each", REDIS)
     tail.add_argument("--workspace", required=True)
     tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
     tail.add_argument("--type", action="append", help="only of this type; may be repeated")
@@ -90,7 +97,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _dev(settings: Settings, options: argparse.Namespace) -> int:
-    from .dev import develop  # it needs what a fleet does not
+    from .dev import develop  # noqa: PLC0415 (it needs what a fleet does not)
 
     return _run(develop(settings, own_redis=options.redis_url is None and "TRUNKLINE_REDIS_URL" not in os.environ))
 

@@ -239,15 +239,19 @@ class Connection:
         """Take what came meanwhile, until something waits again."""
         pending, self._pending = self._pending or deque(), None
         try:
-            while pending and self._pending is None and not self._is_gone:
+            while pending and not self._is_waiting and not self._is_gone:
                 self.perform(self.session.receive(pending.popleft(), self._node.now()))
         except Exception:
             self._wire.fail("taking a message that had waited")
             return
-        if self._pending is None:
-            self._wire.resume_reading()
+        if self._is_waiting:
+            self._pending = pending
         else:
-            self._pending.extend(pending)
+            self._wire.resume_reading()
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._pending is not None
 
     async def drained(self) -> bool:
         """Wait until what was written has mostly left. False when the client is gone, or takes nothing for too long."""

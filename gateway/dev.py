@@ -41,9 +41,7 @@ async def _play(settings: Settings) -> None:
         serving = asyncio.create_task(server.serve())
         while not server.started:
             if serving.done():
-                raise Unavailable(
-                    f"cannot listen on {settings.host}:{settings.port}: is something else there? --port takes another"
-                )
+                raise Unavailable(f"cannot listen on {settings.host}:{settings.port}: --port takes another")
             await asyncio.sleep(0.02)
         agents = asyncio.create_task(demo.perform(broker))
         _introduce(settings, server.port)
@@ -71,6 +69,7 @@ def _introduce(settings: Settings, port: int) -> None:
         f" --prefix {settings.prefix}" if settings.prefix != "trunkline" else ""
     )
     address = f"{settings.host}:{port}"
+    example = """task.progress '{"task_id":"task-456","step":3}'"""
     print(
         f"""
 Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
@@ -86,7 +85,7 @@ Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
 {program} tail --workspace {demo.WORKSPACE} {where}
 
   publish one:
-{program} publish --workspace {demo.WORKSPACE} --agent agent-123 {where} task.progress '{{"task_id":"task-456","step":3}}'
+{program} publish --workspace {demo.WORKSPACE} --agent agent-123 {where} {example}
 
 Ctrl-C ends all of it.
 """,

@@ -2,8 +2,8 @@
 
 Out: a server's frame is not masked and the same for everyone, so it is made once.
 In:  `Parser.feed` takes bytes cut anywhere and answers what they complete. It enforces what the protocol demands of a
-     client: masked frames, no extension bits, sound fragments, short control frames, UTF-8, valid close codes, a bounded
-     message. A violation is the last thing it answers, and nothing is read after it or after a close frame.
+     client: masked frames, no extension bits, sound fragments, short control frames, UTF-8, valid close codes, a
+     bounded message. A violation is the last thing it answers; nothing is read after it or after a close frame.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,10 @@ _MAX_CONTROL_BYTES = 125
 
 def text(payload: bytes) -> bytes:
     """A text frame."""
-    return _head(TEXT, len(payload)) + payload
+    length = len(payload)
+    if 126 <= length < 0x10000:  # most events are
+        return b"\x81\x7e" + length.to_bytes(2) + payload
+    return _head(TEXT, length) + payload
 
 
 def ping(payload: bytes = b"") -> bytes:

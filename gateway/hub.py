@@ -1,13 +1,13 @@
 """The hub: one match and one encoding for many. Pure: it is told who wants what, and writes what they are owed.
 
-Connections with equal interests and the same variant are one group; a connection is in one group at most, so nothing is
-delivered twice. Groups stand in an index under what each of their filters pins down most: a subject, else an agent, else
-the workspace. An event costs the groups that can match it, whatever the number of groups or connections.
+Connections with equal interests and the same variant are one group; a connection is in one group at most, so nothing
+is delivered twice. Groups stand in an index under what each of their filters pins down most: a subject, else an agent,
+else the workspace. An event costs the groups that can match it, whatever the number of groups or connections.
 
 Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from broker.events import Carried
@@ -46,7 +46,7 @@ class Deliveries:
 
 
 class Group:
-    """Members that want the same in the same form. A group that holds keeps its events for one member that is behind."""
+    """Members that want the same in the same form. One that is `held` keeps its events for a member that is behind."""
 
     __slots__ = (
         "delivered_at", "deliveries", "has_overflowed", "held", "held_bytes", "interest", "key", "members", "variant",
@@ -73,33 +73,44 @@ class Group:
             return
         self.delivered_at = now
         members = self.members.values()
+        deliveries = self.deliveries
         for count, data in frames_of(events, self.variant):
             for write in members:
                 write(data)
-            self.deliveries.events += count * len(members)
-            self.deliveries.bytes += len(data) * len(members)
+            deliveries.events += count * len(members)
+            deliveries.bytes += len(data) * len(members)
 
 
-def frames_of(events: Iterable[Carried], variant: Variant) -> Iterator[tuple[int, bytes]]:
+def frame_of(event: Carried, variant: Variant) -> bytes | None:
+    """The frame of an event, made once per variant; None where the dialect has no word for it."""
+    made = event.frames
+    if variant in made:
+        return made[variant]
+    words = variant.encode(event)
+    frame = made[variant] = None if words is None else frames.text(words)
+    return frame
+
+
+def frames_of(events: list[Carried], variant: Variant) -> list[tuple[int, bytes]]:
     """The frames of `events`, joined, with their number; in pieces of bounded size."""
+    if len(events) == 1:
+        frame = frame_of(events[0], variant)
+        return [] if frame is None else [(1, frame)]
+    made = [frame for event in events if (frame := frame_of(event, variant)) is not None]
+    size = sum(map(len, made))
+    if size <= MAX_WRITE_BYTES:
+        return [(len(made), b"".join(made))] if made else []
+    pieces: list[tuple[int, bytes]] = []
     joined: list[bytes] = []
     size = 0
-    for event in events:
-        made = event.frames
-        if variant in made:
-            frame = made[variant]
-        else:
-            words = variant.encode(event)
-            frame = made[variant] = None if words is None else frames.text(words)
-        if frame is None:
-            continue
-        if size and size + len(frame) > MAX_WRITE_BYTES:
-            yield len(joined), b"".join(joined)
+    for frame in made:
+        if joined and size + len(frame) > MAX_WRITE_BYTES:
+            pieces.append((len(joined), b"".join(joined)))
             joined, size = [], 0
         joined.append(frame)
         size += len(frame)
-    if joined:
-        yield len(joined), joined[0] if len(joined) == 1 else b"".join(joined)
+    pieces.append((len(joined), b"".join(joined)))
+    return pieces
 
 
 # A group, and those of its filters that stand in this place of the index.
@@ -140,23 +151,25 @@ class Index:
     def is_empty(self) -> bool:
         return not (self.subjects or self.agents or self.everything)
 
-    def match(self, event: Carried) -> Iterable[Group]:
-        """The groups that want `event`, each once."""
-        found: dict[Group, None] = {}
-        subject = event.subject
-        at_subject = self.subjects.get(subject) if subject is not None and self.subjects else None
-        for place in (at_subject, self.agents.get(event.agent_id or ""), self.everything):
-            if place:
-                for group, filters in place.items():
-                    for wanted in filters:
-                        if (
-                            (wanted.types is None or event.type in wanted.types)
-                            and (wanted.subjects is None or subject in wanted.subjects)
-                            and (wanted.agents is None or (event.agent_id or "") in wanted.agents)
-                        ):
-                            found[group] = None
-                            break
-        return found
+    def match(self, event: Carried, owed: dict[Group, list[Carried]]) -> None:
+        """Owe `event` to each group that wants it, once."""
+        kind, subject, agent = event.type, event.subject, event.agent_id or ""
+        for place in (self.subjects.get(subject or ""), self.agents.get(agent), self.everything):
+            if not place:
+                continue
+            for group, filters in place.items():
+                for wanted in filters:
+                    if (
+                        (wanted.types is None or kind in wanted.types)
+                        and (wanted.agents is None or agent in wanted.agents)
+                        and (wanted.subjects is None or subject in wanted.subjects)
+                    ):
+                        events = owed.get(group)
+                        if events is None:
+                            owed[group] = [event]
+                        elif events[-1] is not event:  # another place of the index may have found it before
+                            events.append(event)
+                        break
 
 
 class Hub:
@@ -228,11 +241,7 @@ class Hub:
         for event in events:
             index = self._indexes.get(event.workspace_id)
             if index is not None:
-                for group in index.match(event):
-                    if group in owed:
-                        owed[group].append(event)
-                    else:
-                        owed[group] = [event]
+                index.match(event, owed)
         for group, matched in owed.items():
             group.deliver(matched, now)
 

@@ -1,7 +1,7 @@
 """What a fleet's operator can see: one table of metrics, and the figures behind it.
 
-Counting is adding to an integer, per event, batch or group, never per delivered message; Prometheus' own objects are made
-when it asks. No label grows with users, agents or workspaces.
+Counting is adding to an integer, per event, batch or group, never per delivered message; Prometheus' own objects are
+made when it asks. No label grows with users, agents or workspaces.
 """
 
 from bisect import bisect_left

@@ -200,7 +200,7 @@ class Node(Taker):
                 await asyncio.sleep(pause)
             connection.close(GOING_AWAY)
         deadline = self.now() + self.settings.slow_close_seconds + 1
-        while self.connections and self.now() < deadline:
+        while self.connections and self.now() < deadline:  # noqa: ASYNC110 (once in a node's life)
             await asyncio.sleep(0.02)
 
     def _read_gauges(self) -> None:

@@ -6,7 +6,7 @@ from . import frames
 
 
 class Reason(NamedTuple):
-    """`code` names it in errors and metrics, `text` is what people read; `close_code` is None where the connection stays."""
+    """`code` names it in errors and metrics, `text` is for people; without a `close_code` the connection stays."""
 
     code: str
     text: str

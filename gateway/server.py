@@ -1,4 +1,4 @@
-"""uvicorn, with two of its habits changed: it drains before it closes, and its exit status is 0 when it was asked to go."""
+"""uvicorn with two habits changed: it drains before it closes, and who was asked to go and went exits with 0."""
 
 import asyncio
 import contextlib

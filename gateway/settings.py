@@ -122,9 +122,9 @@ def fields() -> Iterator[Field]:
     """All settings, in their order."""
     hints = get_type_hints(Settings, include_extras=True)
     for info in msgspec.structs.fields(Settings):
-        hint, *metas = hints[info.name].__origin__, *hints[info.name].__metadata__
+        hint, meta = hints[info.name].__origin__, hints[info.name].__metadata__[0]
         choices = getattr(hint, "__args__", ()) if getattr(hint, "__origin__", None) is Literal else ()
-        yield Field(info.name, info.default, metas[0].description, choices)
+        yield Field(info.name, info.default, meta.description, choices)
 
 
 def load(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:

@@ -1,8 +1,8 @@
 """The protocol class that uvicorn runs for a WebSocket: the handshake once, then frames ↔ connection.
 
-The websockets library judges the handshake; nothing of it is kept. After that a connection is a transport, a frame parser
-and a `Connection`: no task, no queue. What the hub owes goes to the transport directly (`write`); a transport that holds
-more than its bound says so (`pause_writing`), which costs a healthy client nothing.
+The websockets library judges the handshake; nothing of it is kept. After that a client is a transport, a frame parser
+and a `Connection`: no task, no queue. What the hub owes goes to the transport directly (`write`); a transport that
+holds more than its bound says so (`pause_writing`), which costs a healthy client nothing.
 """
 
 import asyncio

@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 class Dialect(NamedTuple):
-    """`decode` raises `Refused` for what is not one of its messages; `say` answers None for a notice it has no word for."""
+    """`decode` raises `Refused` for what is not one of its messages; `say` answers None where it has no words."""
 
     name: str
     path: str

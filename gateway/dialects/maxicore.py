@@ -1,8 +1,8 @@
 """MaxiCore's relay: `/v2/ws`.
 
-A client authenticates (query, header or first message), subscribes with filters and receives events. The document shows
-events in two shapes, an envelope with `data` and the fields flat beside `type`; by default both stand in one message, and
-`?envelope=flat` or `?envelope=nested` picks one.
+A client authenticates (query, header or first message), subscribes with filters and receives events. The document
+shows events in two shapes, an envelope with `data` and the fields flat beside `type`; by default both stand in one
+message, and `?envelope=flat` or `?envelope=nested` picks one.
 """
 
 from collections.abc import Mapping
@@ -94,7 +94,7 @@ def decode(text: str) -> Request:
             return Unsubscribe(_asked(filters))
         case _Ping():
             return Ping()
-        case _Pong():
+        case _:
             return Pong()
 
 
@@ -128,7 +128,7 @@ def _values(given: str | list[str] | None, name: str) -> frozenset[str] | None:
 
 
 def _explain(error: str) -> str:
-    """msgspec's words, with the path first and the message types by name. They never hold a value but a wrong `type`."""
+    """msgspec's words, with the path first and the message types by name, and nothing that the client said."""
     text, _, path = error.partition(" - at ")
     path = path.strip("`") or "$"
     if path == "$.type" or "missing required field `type`" in text:
@@ -159,29 +159,29 @@ def _envelope(event: Carried) -> bytes | None:
     return _encode(top)[:-1]
 
 
-def _flat(data: bytes) -> bytes:
+def _members(data: bytes) -> bytes:
     """The members of an object, with a comma before them."""
-    inner = data[1:-1].strip()
-    return b"," + inner if inner else b""
+    inner = data[1:-1]
+    return b"," + inner if inner and not inner.isspace() else b""
 
 
 def encode_both(event: Carried) -> bytes | None:
     if (top := _envelope(event)) is None:
         return None
     data = bytes(event.data)
-    return b'%b%b,"data":%b}' % (top, _flat(data), data)
+    return b"".join((top, _members(data), b',"data":', data, b"}"))
 
 
 def encode_flat(event: Carried) -> bytes | None:
     if (top := _envelope(event)) is None:
         return None
-    return b"%b%b}" % (top, _flat(bytes(event.data)))
+    return b"".join((top, _members(bytes(event.data)), b"}"))
 
 
 def encode_nested(event: Carried) -> bytes | None:
     if (top := _envelope(event)) is None:
         return None
-    return b'%b,"data":%b}' % (top, bytes(event.data))
+    return b"".join((top, b',"data":', event.data, b"}"))
 
 
 def choose(query: Mapping[str, str]) -> str:
