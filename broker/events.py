@@ -22,6 +22,7 @@ from msgspec import UNSET
 from .catalog import CATALOG, EventType
 from .errors import Invalid
 from .keyspace import check_id, check_workspace
+from .positions import parse
 
 MAX_EVENT_BYTES = 256 * 1024
 
@@ -186,6 +187,8 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
     event.frames = {}
     if position is not None:
         event.id = position
+    elif event.id is not None and parse(event.id) is None:
+        raise Invalid("$.id", "not a position")
     kind = _kind(event.type)
     if event.workspace_id != workspace:
         if event.workspace_id:

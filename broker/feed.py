@@ -85,13 +85,14 @@ class Taker:
 class Line:
     """One channel, followed."""
 
-    __slots__ = ("agent", "channel", "is_behind", "is_joined", "is_wanted", "leave_at", "position", "workspace")
+    __slots__ = ("agent", "channel", "is_behind", "is_joined", "is_wanted", "leave_at", "position", "read_to", "workspace")
 
     def __init__(self, workspace: "Workspace", agent: str | None, channel: str) -> None:
         self.workspace = workspace
         self.agent = agent
         self.channel = channel
         self.position: Position | None = None  # up to here all was handed on; None before the first join
+        self.read_to: Position = START  # up to here the log or the head told: its messages may still be on their way
         self.is_joined = False  # since the connection was made
         self.is_behind = False  # its head stands elsewhere
         self.is_wanted = True
@@ -414,7 +415,7 @@ class Feed:
             return
         if event.id is not None:
             if (event.prev if line.agent is None else event.agent_prev) != line.position and workspace.is_heard(line):
-                if line.position is not None and not _is_after(event.id, line.position):
+                if not is_after(event.id, line.read_to):
                     return  # handed on before, from the log
                 self._hold(workspace)
                 self._keep(workspace, line, event)
@@ -435,7 +436,7 @@ class Feed:
         workspace = line.workspace
         head = Position(reply.decode()) if reply else START
         if line.position is None or not workspace.is_heard(line):
-            line.position = head
+            line.position = line.read_to = head
         line.is_behind = line.position != head
         line.is_joined = True
         if line.is_behind:
@@ -504,7 +505,7 @@ class Feed:
         if not behind:
             return
         for agent, line in behind.items():
-            if line.position is not None and _is_after(line.position, heads[agent]):
+            if line.position is not None and is_after(line.position, heads[agent]):
                 # Redis knows less than we do: it lost what it had acknowledged, or everything.
                 self._tell_gap(line, heads[agent])
         after = min((line.position or START for line in behind.values()), key=order)
@@ -514,13 +515,13 @@ class Feed:
             batch: list[Carried] = []
             for event in page.events:
                 own = heard.get(None) or heard.get(event.agent_id or "")
-                if own is None or event.id is None or not _is_after(event.id, own.position or START):
+                if own is None or event.id is None or not is_after(event.id, own.position or START):
                     continue
                 if (event.prev if own.agent is None else event.agent_prev) != own.position:
                     self._hand_on(batch)
                     filled, batch = filled + len(batch), []
                     self._tell_gap(own, None)
-                own.position = Position(event.id)
+                own.position = own.read_to = Position(event.id)
                 batch.append(event)
             self._hand_on(batch)
             filled += len(batch)
@@ -529,7 +530,7 @@ class Feed:
                 break
         for agent, line in behind.items():
             line.is_behind = False
-            if _is_after(heads[agent], line.position or START):
+            if is_after(heads[agent], line.position or START):
                 self._tell_gap(line, heads[agent])
         if filled:
             self._taker.on_healed(filled)
@@ -541,10 +542,10 @@ class Feed:
     def _tell_gap(self, line: Line, position: Position | None) -> None:
         """What follows `line.position` is lost; go on from `position`."""
         agents = None if line.agent is None else frozenset((line.agent,))
-        is_reset = position is not None and _is_after(line.position or START, position)
+        is_reset = position is not None and is_after(line.position or START, position)
         self._taker.on_gap(Gap(line.workspace.name, agents, line.position or START, is_reset))
         if position is not None:
-            line.position = position
+            line.position = line.read_to = position
 
     def _release(self, workspace: Workspace) -> None:
         """Hand on what waited, but for what the log had already; hold again where it does not continue."""
@@ -554,13 +555,6 @@ class Feed:
             if workspace.lines.get(line.agent) is line:
                 self._follow(line, event, batch)
         self._hand_on(batch)
-
-
-def _is_after(position: str, other: str) -> bool:
-    try:
-        return is_after(position, other)
-    except ValueError:  # a forged `id`: not a position
-        return False
 
 
 async def _all(futures: "list[asyncio.Future[None]]") -> None:

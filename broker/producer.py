@@ -10,6 +10,7 @@ the retry, and takes over the promise of the first. Equal events are interchange
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -117,6 +118,7 @@ class Lane:
         self.call: list[tuple[Packed, Promise]] = []
         self.problem: Exception | None = None  # why the call under way is not through
         self.task: asyncio.Task[None] | None = None
+        self.asked = asyncio.Event()  # somebody has come since the last attempt
         # Promises whose callers gave up, by what their events say, and until when a retry may take them over.
         self.doubts: dict[bytes, deque[Promise]] = {}
         self.doubts_end = 0.0
@@ -127,6 +129,7 @@ class Lane:
 
     def put(self, packed: Packed) -> Promise:
         """Queue one event, or find that it is the retry of one in doubt."""
+        self.asked.set()
         if self.doubts and (promise := self._claim(packed)) is not None:
             return promise
         promise = asyncio.get_running_loop().create_future()
@@ -176,6 +179,14 @@ class Lane:
             size += len(entry[0].rest)
             self.call.append(entry)
 
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt, but not long when somebody new waits for it."""
+        self.asked.clear()
+        await asyncio.sleep(_FIRST_PAUSE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds - _FIRST_PAUSE):
+                await self.asked.wait()
+
     async def _settle(self) -> None:
         """Repeat the call, under its number, until Redis has answered it."""
         started = monotonic()
@@ -199,7 +210,7 @@ class Lane:
                     promise.cancel()
                 self.id, self.number, self.call = secrets.token_hex(8), 0, []
                 return
-            await asyncio.sleep(pause)
+            await self._pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         for (_, promise), position in zip(self.call, positions, strict=True):
             promise.set_result(Position(position) if position else None)

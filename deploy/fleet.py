@@ -150,7 +150,7 @@ class Fleet:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (started before any thread)
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock)
             )
         self._lives.callback(_kill, process)
         return Member(name, port, process, log)

@@ -33,7 +33,7 @@ def names() -> list[str]:
 def every_filter(workspace: str) -> list[dict[str, Any]]:
     """All combinations of keys, with values that match the test's events, as strings and as lists."""
     parts = {
-        "agent_id": ["agent-1", ["agent-1", "*", ""]],
+        "agent_id": ["agent-1", ["agent-1", "*"]],
         "task_id": ["task-1", ["task-1", "*"]],
         "workspace_id": [workspace, [workspace]],
         "event_types": [["task.progress"]],

@@ -29,10 +29,12 @@ StartNode = Callable[..., Node]
 
 
 async def refused(client: Client, code: str = "INVALID_TOKEN") -> None:
-    """The client is told `code`, nothing else, and closed with 1008."""
+    """From now on the client is told `code`, nothing else, and closed with 1008."""
+    before = len(client.messages)
     close_code, _ = await client.closed()
-    assert (errors(client.messages), close_code) == ([code], 1008)
-    assert [message["type"] for message in client.messages] == ["error"]
+    told = client.messages[before:]
+    assert [message["type"] for message in told] == ["error"]
+    assert (errors(told), close_code) == ([code], 1008)
 
 
 # --- Credentials ---
@@ -136,7 +138,6 @@ async def test_a_bad_renewal_ends_the_connection(stage: Stage) -> None:
     async with stage.client() as client:
         assert await ask(client, {"type": "subscribe"}) == []
         await client.send({"type": "auth", "token": f"Bearer {token(ttl=-3600)}"})
-        client.messages.clear()
         await refused(client)
 
 
@@ -214,26 +215,34 @@ async def test_an_ephemeral_event_is_live_only(stage: Stage) -> None:
         assert steps(await client.synchronise()) == [3]
 
 
-async def test_a_plain_publish_is_delivered_live_without_a_position(stage: Stage) -> None:
+@pytest.mark.parametrize("agent", [None, "agent-123"], ids=["workspace", "agent"])
+async def test_a_plain_publish_reaches_who_watches_that_channel_without_a_position(
+    shared_node: Node, agent: str | None
+) -> None:
+    """What is left out of the event is what its channel says."""
     event = {"type": "task.progress", "agent_id": "agent-123", "data": {"task_id": "task-456", "step": 1}}
-    keyspace = Keyspace(stage.node.prefix)
+    workspace = f"ws-plain-{agent}"
     async with (
-        redis.asyncio.from_url(stage.node.redis_url) as plain,
-        stage.client() as of_workspace,
-        stage.client() as of_agent,
+        redis.asyncio.from_url(shared_node.redis_url) as plain,
+        maxicore(shared_node, token(workspace)) as client,
     ):
-        await of_workspace.subscribe()
-        await of_agent.subscribe(agent_id="agent-123")
-        for client in (of_workspace, of_agent):
-            await client.synchronise()
-        await plain.publish(keyspace.channel(stage.workspace), json.dumps(event))
-        assert "event_id" not in await of_workspace.receive()
-        event["data"] = {"task_id": "task-456", "step": 2}
-        await plain.publish(keyspace.channel(stage.workspace, "agent-123"), json.dumps(event))
-        while (message := await of_agent.receive())["step"] != 2:
-            assert message["step"] == 1
-        assert "event_id" not in message
-        assert (message["agent_id"], message["task_id"]) == ("agent-123", "task-456")
+        await client.subscribe(**({"agent_id": agent} if agent else {}))
+        await client.synchronise()
+        await plain.publish(Keyspace(shared_node.prefix).channel(workspace, agent), json.dumps(event))
+        message = await client.receive()
+    assert message.pop("timestamp")
+    data = {"step": 1}
+    assert (
+        message
+        == {
+            "type": "task.progress",
+            "workspace_id": workspace,
+            "agent_id": "agent-123",
+            "task_id": "task-456",
+            "data": data,
+        }
+        | data
+    )
 
 
 async def test_what_is_wrong_on_a_channel_is_dropped_and_nothing_else(stage: Stage) -> None:
@@ -453,7 +462,6 @@ async def test_the_101st_subscription_ends_the_connection(stage: Stage) -> None:
         await client.send({"type": "unsubscribe", "filters": {"task_id": "task-0"}})
         await client.subscribe(task_id="task-100")
         assert await client.synchronise() == []
-        client.messages.clear()
         await client.subscribe(task_id="task-0")
         await refused(client, "TOO_MANY_SUBSCRIPTIONS")
 
@@ -472,7 +480,7 @@ async def test_a_message_may_have_64_kb_and_no_byte_more(stage: Stage) -> None:
 
 async def test_an_event_may_be_larger_than_what_a_client_may_send(stage: Stage) -> None:
     event = progress(stage.workspace)
-    event.data["output"] = "ü" * 200_000
+    event.data["output"] = "ü" * 100_000
     async with stage.client(query="envelope=nested") as client:
         await client.subscribe()
         await client.synchronise()
@@ -714,6 +722,34 @@ async def test_a_replay_brings_only_what_earlier_subscriptions_did_not_match(sta
         assert steps(await client.synchronise()) == [2]
         await client.subscribe(since=start, task_id="task-1")
         assert await client.synchronise() == []
+
+
+async def test_replays_that_are_asked_for_at_once_bring_each_event_once_and_in_order(stage: Stage) -> None:
+    """More than one page of the log, with events going on meanwhile; what the second matches too is not sent again."""
+    agents = ["agent-1", "agent-2", "agent-3"]
+
+    async def publish(start: int, end: int) -> None:
+        events = [progress(stage.workspace, step, agent=agents[step % 3]) for step in range(start, end)]
+        await stage.broker.publish_many(events)
+
+    [start] = await stage.publish(progress(stage.workspace, 0))
+    await publish(1, 1200)
+    async with stage.client() as client:
+        publishing = asyncio.create_task(publish(1200, 2400))
+        await client.subscribe(since=start, agent_id="agent-1")
+        await client.subscribe(since=start, agent_id=["agent-1", "agent-2"])
+        await client.subscribe(since=start)
+        await client.send({"type": "unsubscribe", "filters": {"agent_id": "agent-1"}})
+        await client.synchronise()
+        await publishing
+        await stage.publish(progress(stage.workspace, 2400))
+        while client.messages[-1].get("step") != 2400:
+            await client.receive()
+    received = steps(client.messages)
+    assert sorted(received) == list(range(1, 2401))
+    for number in range(3):
+        own = [step for step in received if step % 3 == number]
+        assert own == sorted(own)
 
 
 @pytest.mark.parametrize("since", ["1-0", "99999999999999-0", "yesterday", ""])

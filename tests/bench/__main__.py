@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from . import report
-from .machine import Cores, describe, raise_open_files
+from . import report, sections
+from .machine import Cores, busy_seconds, describe, own_seconds, raise_open_files
 from .plan import DEFAULT, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
 from .servers import BenchError, DidNotStartError
 
@@ -89,16 +89,16 @@ def profile(run: Run) -> None:
     """Runs of their own: the sampler must not touch what is measured."""
     show(["", "Where the CPU time goes (one sample per tick of the kernel, in runs of their own)"])
     bench = run.bench
-    jobs: dict[str, Callable[[], list[Any]]] = {
-        workload.name: partial(bench.profile, workload, "run") for workload in run.workloads
-    }
-    jobs["connect, subscribe, first ping"] = partial(bench.profile, run.workloads[-1], "connect")
-    jobs["pings"] = partial(bench.profile, PINGS, "run")
-    jobs["publishes (the producer's CPU)"] = bench.profile_publishes
-    for name, job in jobs.items():
+    jobs: list[tuple[str, sections.Parts, Callable[[], list[Any]]]] = [
+        *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in run.workloads),
+        ("connect, subscribe, first ping", sections.NODE, partial(bench.profile, run.workloads[-1], "connect")),
+        ("pings", sections.NODE, partial(bench.profile, PINGS, "run")),
+        ("publishes (the producer's CPU)", sections.PRODUCER, bench.profile_publishes),
+    ]
+    for name, table, job in jobs:
         samples = run.attempt(f"profile: {name}", job)
         say("")
-        show(["", *report.profile_lines(name, samples or [])])
+        show(["", *report.profile_lines(name, samples or [], table)])
 
 
 def main() -> int:
@@ -112,11 +112,13 @@ def main() -> int:
     if not workloads:
         parser.error(f"no workload's name contains {options.only!r}: {', '.join(each.name for each in WORKLOADS)}")
 
+    if sys.platform != "linux":
+        parser.error("it stands on epoll, CPU affinity and /proc: it runs on Linux only")
     cores = Cores.of_this_machine()
     raise_open_files()
     if cores.are_apart:
         os.sched_setaffinity(0, cores.load)  # Redis and the load inherit it
-    start = time.monotonic()
+    start, foreign = time.monotonic(), busy_seconds() - own_seconds()
     run = Run(
         Bench(cores, QUICK if options.quick else DEFAULT), options.rounds or (1 if options.quick else 3), workloads
     )
@@ -128,7 +130,8 @@ def main() -> int:
             profile(run)
     except DidNotStartError as error:
         run.problems.append(str(error))
-    print(f"\n{time.monotonic() - start:.0f} s")
+    took, foreign = time.monotonic() - start, busy_seconds() - own_seconds() - foreign
+    print(f"\n{took:.0f} s; other work on this machine meanwhile: {max(0.0, foreign / took):.0%} of a core")
     for problem in run.problems:
         print(f"FAILED {problem}", file=sys.stderr)
     return 1 if run.problems else 0

@@ -23,7 +23,7 @@ from . import machine, payload
 from .clients import connect
 from .reading import Reader, Stream, Tally
 
-_SETTLE_SECONDS = 0.3  # between the last client and the look at the memory
+_SETTLE_SECONDS = 0.2  # between the last client and the look at the memory
 _GIVE_UP_SECONDS = 2.0  # the drain ends when nothing arrived for so long
 
 
@@ -185,6 +185,8 @@ class Load:
             reader = readers[descriptor]
             try:
                 size = reader.receive_into(buffer)
+            except BlockingIOError:
+                continue
             except OSError:
                 size = 0
             if not size:

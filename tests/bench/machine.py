@@ -63,6 +63,18 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
+def busy_seconds() -> float:
+    """What all cores have worked since boot, whoever asked for it."""
+    user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq))) / TICKS_PER_SECOND
+
+
+def own_seconds() -> float:
+    """CPU time of this process and of its children that have ended, and theirs."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def system_share(before: tuple[int, int], after: tuple[int, int]) -> float:
     """The kernel's share of what was used between two `ticks`. Coarse: the kernel splits by sampling at its tick."""
     user, system = after[0] - before[0], after[1] - before[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.local import LocalRedis
 
-from . import servers
+from . import machine, servers
 from .load import Job
 from .machine import Cores
 from .servers import BenchError, Server
@@ -53,11 +53,11 @@ class Lengths:
 
 
 DEFAULT = Lengths(warm=0.5, closed_loop=2.0, open_loop=4.0, producer=2.0)
-QUICK = Lengths(warm=0.3, closed_loop=1.0, open_loop=2.0, producer=1.0)
+QUICK = Lengths(warm=0.2, closed_loop=0.8, open_loop=2.0, producer=1.0)
 
 
 class Bench:
-    """Runs things on these cores for these lengths of time. Every method raises `BenchError` when a process fails."""
+    """Runs things on these cores for these lengths of time. Its methods raise `BenchError` when a process fails."""
 
     def __init__(self, cores: Cores, lengths: Lengths) -> None:
         self.cores = cores
@@ -110,7 +110,9 @@ class Bench:
             samples = Path(directory, "samples.json")
             module = ["tests.bench.producer", str(redis.port), servers.PREFIX, str(self.lengths.producer)]
             printed = servers.run_module(module + [str(samples)] * is_profiled, _RUN_SECONDS, self.cores.server)
-            return json.loads(printed), _read_samples(samples) if is_profiled else []
+            figures = json.loads(printed)
+            figures["redis_us"] = machine.cpu_ns(redis.pid) / figures["published"] / 1e3
+            return figures, _read_samples(samples) if is_profiled else []
 
 
 def _read_samples(file: Path) -> list[Any]:

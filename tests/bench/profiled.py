@@ -3,7 +3,7 @@
     python -m tests.bench.profiled FILE MODULE ARGUMENT…
 
 SIGUSR1 begins the sampling, SIGUSR2 ends it and writes FILE: `{"samples": [[kernel, count, [function, …]], …]}`, each
-stack innermost first, each function as `file:name`.
+stack innermost first, each function as `file:name` with the name of its class.
 
 Two interval timers run: ITIMER_PROF counts all CPU time of the process, ITIMER_VIRTUAL only what it spends outside the
 kernel. The kernel charges both by its own tick (usually 4 ms), and that is their interval: a tick that fires both was
@@ -71,7 +71,7 @@ def stack_of(frame: FrameType | None) -> tuple[str, ...]:
     names: list[str] = []
     while frame is not None and len(names) < _DEPTH:
         code = frame.f_code
-        names.append(f"{_short(code.co_filename)}:{code.co_name}")
+        names.append(f"{_short(code.co_filename)}:{code.co_qualname}")
         frame = frame.f_back
     return tuple(names)
 

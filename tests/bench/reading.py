@@ -73,7 +73,7 @@ class Stream:
         self.published_ns: list[int] = []
         self.others: list[bytes] = []  # text messages that are no event
 
-    def extend(self, chunk: bytes | memoryview) -> None:
+    def extend(self, chunk: bytearray | memoryview) -> None:
         self.data += chunk
         for opcode, start, end in frames(self.data, self.parsed):
             self.parsed = end

@@ -4,7 +4,7 @@ from statistics import median
 from typing import Any
 
 from .plan import Figures, Workload
-from .sections import hottest, sections
+from .sections import Parts, hottest, sections
 
 Pair = dict[str, Figures]  # one round: server's name → figures
 
@@ -20,7 +20,8 @@ def is_wrong(figures: Figures) -> bool:
 def delivery_head() -> list[str]:
     return [
         "Server CPU per delivered message, and its ratio to the baseline, which makes one send() per message",
-        "(medians; of the ratio also the least and the most of the rounds)",
+        "(medians; of the ratio also the least and the most of the rounds). A server that is not fully busy was",
+        "limited by its load; the CPU per message is its own all the same.",
         "",
         f"{'':{_NAME}} {'Trunkline':>10} {'baseline':>10}  {'ratio':<20} {'deliveries/s':>21}  {'server busy':>11}  "
         + "/".join(FAULTS),
@@ -56,8 +57,8 @@ def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures]
     if publishes:
         rows += [
             _row("durable publishes", publishes, "publishes_per_second", "/s"),
-            f"  one publish_many producer, {_middle(publishes, 'publish_us'):.1f} µs of its CPU each, "
-            f"{_middle(publishes, 'producer_busy'):.0%} busy; {'/'.join(FAULTS)} {_faults(publishes)}",
+            f"  one publish_many producer, {_middle(publishes, 'publish_us'):.1f} µs of its CPU each and "
+            f"{_middle(publishes, 'redis_us'):.1f} µs of Redis'; {'/'.join(FAULTS)} {_faults(publishes)}",
         ]
     if pings:
         rows += [
@@ -68,9 +69,9 @@ def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures]
     return rows
 
 
-def profile_lines(name: str, samples: list[Any]) -> list[str]:
+def profile_lines(name: str, samples: list[Any], table: Parts) -> list[str]:
     """A workload's sections, largest first, and its hottest functions."""
-    parts = sections(samples)
+    parts = sections(samples, table)
     total = sum(section.both for section in parts.values())
     if not total:
         return [f"{name}: no samples"]
@@ -106,7 +107,7 @@ def _sides(rounds: list[Pair]) -> tuple[list[Figures], list[Figures]]:
 
 
 def _middle(figures: list[Figures], name: str) -> float:
-    return median(each[name] for each in figures)
+    return float(median(each[name] for each in figures))
 
 
 def _faults(figures: list[Figures]) -> str:

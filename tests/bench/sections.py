@@ -4,26 +4,49 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-# Part, and what its functions' names (`file:function`) begin with. A sample belongs to the innermost function that any
-# row names; the rows are tried in order.
-PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("feed: read and parse", ("broker/resp.py",)),
-    ("feed: follow positions", ("broker/feed.py", "broker/positions.py")),
-    ("decode", ("broker/events.py", "broker/catalog.py")),
-    ("hub", ("gateway/hub.py",)),
-    ("encode", ("gateway/dialects/",)),
-    ("frames", ("gateway/frames.py",)),
-    ("wire", ("gateway/wire.py",)),
-    ("connection", ("gateway/connection.py",)),
-    ("session", ("gateway/session.py", "gateway/messages.py", "broker/filters.py")),
-    ("auth", ("gateway/auth.py", "jwt/")),
+# Rows of a part and what its functions (`file:function`) begin with. A sample belongs to the innermost function that a
+# row names; rows are tried in order, so single functions stand before their files.
+Parts = tuple[tuple[str, tuple[str, ...]], ...]
+
+NODE: Parts = (
+    ("write to sockets", ("gateway/hub.py:Group.deliver", "gateway/connection.py:Connection._say")),
+    ("encode, frame, join", ("gateway/hub.py:frames_of", "gateway/frames.py:text", "gateway/frames.py:_head")),
+    ("match", ("gateway/hub.py:Index.match", "gateway/hub.py:Hub.dispatch", "gateway/node.py:Node.on_events")),
+    ("join and leave groups", ("gateway/hub.py:",)),
+    ("read feed, parse", ("broker/resp.py",)),
+    ("follow positions", ("broker/feed.py", "broker/positions.py", "broker/keyspace.py")),
+    ("decode, check events", ("broker/events.py", "broker/catalog.py")),
+    ("parse what clients say", ("gateway/dialects/maxicore.py:decode", "gateway/dialects/maxicore.py:_asked")),
+    ("encode, frame, join", ("gateway/dialects/",)),
+    (
+        "handshake",
+        (
+            "websockets/",
+            "gateway/wire.py:Wire._shake_hands",
+            "gateway/node.py:Node.admit",
+            "gateway/node.py:Node.connect",
+        ),
+    ),
+    ("handshake", ("uvicorn/", "gateway/http.py")),
+    ("parse what clients say", ("gateway/frames.py", "gateway/wire.py")),
+    ("check the token", ("gateway/auth.py", "jwt/")),
+    (
+        "session, connection",
+        ("gateway/session.py", "gateway/connection.py", "gateway/messages.py", "broker/filters.py"),
+    ),
     ("clock", ("gateway/clock.py",)),
     ("metrics", ("gateway/metrics.py", "prometheus_client/")),
-    ("handshake", ("websockets/",)),
-    ("redis client", ("redis/",)),
-    ("producer", ("broker/producer.py", "broker/broker.py", "broker/keyspace.py")),
-    ("the benchmark's own", ("tests/bench/producer.py", "tests/bench/payload.py")),
-    ("server", ("uvicorn/", "gateway/")),
+    ("ask Redis", ("redis/", "broker/")),
+    ("event loop: poll, read", ("asyncio/", "uvloop/")),
+)
+PRODUCER: Parts = (
+    ("make events (ours)", ("tests/bench/",)),
+    (
+        "check, encode events",
+        ("broker/events.py", "broker/catalog.py", "broker/broker.py", "broker/keyspace.py:check_"),
+    ),
+    ("queue, call", ("broker/",)),
+    ("Redis client", ("redis/",)),
     ("event loop", ("asyncio/", "uvloop/")),
 )
 OTHER = "other"
@@ -41,19 +64,19 @@ class Section:
         return self.python + self.kernel
 
 
-def part_of(stack: list[str]) -> str:
+def part_of(stack: list[str], table: Parts) -> str:
     for function in stack:
-        for part, beginnings in PARTS:
+        for part, beginnings in table:
             if function.startswith(beginnings):
                 return part
     return OTHER
 
 
-def sections(samples: list[Any]) -> dict[str, Section]:
+def sections(samples: list[Any], table: Parts) -> dict[str, Section]:
     """Sections by part, the largest first."""
     found: dict[str, Section] = {}
     for is_kernel, count, stack in samples:
-        section = found.setdefault(part_of(stack), Section())
+        section = found.setdefault(part_of(stack, table), Section())
         if is_kernel:
             section.kernel += count
         else:

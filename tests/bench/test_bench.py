@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from . import payload, servers
+from . import payload, sections, servers
 from .baseline import frame
 from .load import Job
 from .machine import Cores
 from .reading import Reader, Stream
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark stands on epoll and /proc")
 
 CLIENTS = 20
 
@@ -71,3 +75,18 @@ def test_a_client_whose_bytes_differ_is_judged_by_its_own() -> None:
     assert [reader.messages for reader in readers] == [4, 1, 4, 3]
     assert [reader.tally().lost(4) for reader in readers] == [0, 3, 0, 1]
     assert [reader.is_alone for reader in readers] == [False, False, True, True]
+
+
+def test_a_sample_belongs_to_the_innermost_function_that_has_a_part() -> None:
+    stack = ["json/encoder.py:encode", "gateway/frames.py:text", "gateway/hub.py:frames_of", "asyncio/runners.py:run"]
+    assert sections.part_of(stack, sections.NODE) == "encode, frame, join"
+    assert sections.part_of(["json/encoder.py:encode"], sections.NODE) == sections.OTHER
+
+
+def test_every_part_names_code_that_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for part, beginnings in (*sections.NODE, *sections.PRODUCER):
+        for file, _, function in (beginning.partition(":") for beginning in beginnings):
+            if file.startswith(("gateway/", "broker/", "tests/")):
+                assert (root / file).exists(), part
+                assert not function or f"def {function.rpartition('.')[2]}" in (root / file).read_text(), part

@@ -1,0 +1,316 @@
+"""The feed: what Redis published is handed on once and in order, whatever happens to the connection."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from broker import Broker, Event, Filter, Invalid
+from broker import feed as feeds
+from broker.events import Carried
+from broker.feed import Feed, Gap, Taker, Want
+from broker.local import LocalRedis
+from broker.watch import watch
+
+from .proxy import proxy
+from .support import private_redis, until
+
+pytestmark = pytest.mark.anyio
+
+WORKSPACE = "ws-456"
+
+
+class Taken(Taker):
+    """Everything a feed handed on."""
+
+    def __init__(self) -> None:
+        self.events: list[Carried] = []
+        self.gaps: list[Gap] = []
+        self.rejected: list[Invalid] = []
+        self.batches: list[int] = []
+        self.healed = 0
+        self.connections: list[bool] = []
+
+    def on_events(self, events: list[Carried]) -> None:
+        self.events += events
+        self.batches.append(len(events))
+
+    def on_gap(self, gap: Gap) -> None:
+        self.gaps.append(gap)
+
+    def on_rejected(self, error: Invalid) -> None:
+        self.rejected.append(error)
+
+    def on_healed(self, events: int) -> None:
+        self.healed += events
+
+    def on_connection(self, *, is_up: bool) -> None:
+        self.connections.append(is_up)
+
+    def steps(self, agent: str | None = None) -> list[int]:
+        return [event.event().data["step"] for event in self.events if agent in (None, event.agent_id)]
+
+
+def progress(step: int, agent: str | None = "agent-1", workspace: str = WORKSPACE) -> Event:
+    return Event(type="task.progress", workspace_id=workspace, agent_id=agent, data={"task_id": "t", "step": step})
+
+
+@contextlib.asynccontextmanager
+async def running(broker: Broker, *wants: Want) -> AsyncIterator[tuple[Feed, Taken]]:
+    """A feed that has joined `wants`."""
+    taken = Taken()
+    feed = Feed(broker.address, broker.keys, broker.log, taken)
+    task = asyncio.create_task(feed.run())
+    try:
+        await join(feed, *wants)
+        yield feed, taken
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def join(feed: Feed, *wants: Want) -> None:
+    async with asyncio.timeout(5):
+        joined = feed.want(wants)
+        if joined is not None:
+            await joined
+
+
+async def kill_feed(broker: Broker) -> None:
+    """Cut the subscription as Redis does to a client it is tired of."""
+    for client in await broker.redis.client_list():
+        if client["name"] == "trunkline-feed":
+            await broker.redis.client_kill_filter(_id=client["id"])
+
+
+async def test_events_of_a_workspace_arrive_in_order_with_their_positions(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (feed, taken):
+        positions = await broker.publish_many([progress(step, f"agent-{step % 3}") for step in range(300)])
+        await until(lambda: len(taken.events) == 300)
+        assert [event.id for event in taken.events] == positions
+        assert feed.position(WORKSPACE, None) == positions[-1]
+        assert max(taken.batches) > 1
+
+
+async def test_agents_alone_are_followed_when_nobody_wants_the_workspace(redis_url: str, prefix: str) -> None:
+    wants = [(WORKSPACE, "agent-1"), (WORKSPACE, "agent-2"), (WORKSPACE, "")]
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
+        assert feed.channels == 3
+        events = [progress(step, [None, "agent-1", "agent-2", "agent-3"][step % 4]) for step in range(100)]
+        positions = await broker.publish_many(events)
+        await until(lambda: len(taken.events) == 75)
+        assert taken.steps() == [step for step in range(100) if step % 4 != 3]
+        assert feed.position(WORKSPACE, ["agent-1"]) == positions[97]
+        assert feed.position(WORKSPACE, ["agent-1", "agent-2"]) == positions[98]
+
+
+async def test_going_from_agents_to_the_workspace_and_back_loses_and_doubles_nothing(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "LINGER_SECONDS", 0.05)
+    async with (
+        Broker.connect(redis_url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, "agent-1")) as (feed, taken),
+    ):
+        done = False
+
+        async def publish() -> int:
+            step = 0
+            while not done:
+                await broker.publish_many([progress(step + more) for more in range(20)])
+                step += 20
+                await asyncio.sleep(0)
+            return step
+
+        publishing = asyncio.create_task(publish())
+        for _ in range(20):
+            await join(feed, (WORKSPACE, None))
+            await asyncio.sleep(0.02)
+            feed.unwant([(WORKSPACE, None)])
+            await asyncio.sleep(0.02)
+        done = True
+        total = await publishing
+        await until(lambda: len(taken.events) >= total)
+        assert taken.steps() == list(range(total))
+
+
+async def test_a_killed_connection_is_healed_from_the_log(redis_url: str, prefix: str) -> None:
+    async with (
+        Broker.connect(redis_url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, None), ("ws-2", "agent-1"), ("ws-2", "agent-2")) as (_, taken),
+    ):
+        for first in range(0, 2000, 100):
+            events = [progress(first + more) for more in range(100)]
+            events += [progress(first + more, f"agent-{more % 3}", "ws-2") for more in range(100)]
+            await broker.publish_many(events)
+            if first % 300 == 0:
+                await kill_feed(broker)
+        await until(lambda: len(taken.events) >= 2000 + 1320, 15)
+        mine = [event for event in taken.events if event.workspace_id == WORKSPACE]
+        others = [event.event().data["step"] for event in taken.events if event.workspace_id == "ws-2"]
+        assert [event.event().data["step"] for event in mine] == list(range(2000))
+        assert others == [first + more for first in range(0, 2000, 100) for more in range(100) if more % 3]
+        assert taken.gaps == []
+        assert taken.connections.count(False) >= 5
+        assert taken.healed > 0
+
+
+async def test_what_the_log_has_lost_meanwhile_is_told_as_a_gap(redis: LocalRedis, prefix: str) -> None:
+    async with (
+        proxy(redis.port) as middle,
+        Broker.connect(redis.url, prefix=prefix, log_events=50) as publisher,
+        Broker.connect(middle.url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, None)) as (_, taken),
+    ):
+        seen = await publisher.publish_many([progress(step) for step in range(10)])
+        await until(lambda: len(taken.events) == 10)
+        middle.pause()
+        await publisher.publish_many([progress(step) for step in range(10, 200)])
+        middle.cut()
+        middle.go_on()
+        await until(lambda: taken.events[-1].event().data["step"] == 199)
+        assert taken.gaps == [Gap(WORKSPACE, None, seen[-1])]
+        assert taken.steps() == [*range(10), *range(150, 200)]
+
+
+async def test_a_redis_that_lost_its_history_is_told_as_a_reset(prefix: str) -> None:
+    with private_redis() as redis:
+        async with Broker.connect(redis.url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
+            (position,) = await broker.publish_many([progress(1)])
+            await until(lambda: taken.events)
+            await asyncio.to_thread(redis.stop)
+            await asyncio.to_thread(redis.start)
+            await broker.publish(progress(2))
+            await until(lambda: taken.steps() == [1, 2] and taken.gaps)
+            assert [(gap.since, gap.agents) for gap in taken.gaps] == [(position, None)]
+            await broker.publish(progress(3))
+            await until(lambda: taken.steps() == [1, 2, 3])
+
+
+async def test_a_deaf_connection_is_noticed_and_made_anew(
+    redis: LocalRedis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(feeds, "SILENCE_SECONDS", 0.5)
+    async with (
+        proxy(redis.port) as middle,
+        Broker.connect(redis.url, prefix=prefix) as publisher,
+        Broker.connect(middle.url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, None)) as (_, taken),
+    ):
+        middle.pause()
+        await publisher.publish(progress(1))
+        await until(lambda: False in taken.connections)
+        middle.go_on()
+        await until(lambda: taken.steps() == [1])
+
+
+async def test_the_check_finds_what_never_arrived(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "CHECK_SECONDS", 0.2)
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
+        await broker.publish(progress(1))
+        await until(lambda: taken.events)
+        # An event that was logged, though its message never went out: as after a crash inside the script.
+        body = b'"prev":"%s","agent_prev":"%s","type":"task.progress","workspace_id":"ws-456","agent_id":"agent-1"'
+        body += b',"task_id":"t","timestamp":"2026-03-27T10:30:45Z","data":{"step":2}}'
+        last = str(taken.events[-1].id).encode()
+        position = await broker.redis.xadd(broker.keys.log(WORKSPACE), {"e": body % (last, last)})
+        await broker.redis.hset(broker.keys.workspace(WORKSPACE), "position", position)
+        await until(lambda: taken.steps() == [1, 2])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"type":"task.progress"}', b'{"type":"nobody.knows","data":{}}',
+     b'{"type":"task.progress","data":[]}', b'{"type":"task.progress","data":{"task_id":"t","output":"\xff"}}',
+     b'{"type":"task.progress","data":{"task_id":7}}', b'{"type":"task.progress","data":{"task_id":"t","type":"x"}}',
+     b'{"type":"task.progress","workspace_id":"other","data":{"task_id":"t"}}',
+     b'{"type":"task.progress","data":{"task_id":"t","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+     b'{"id":"not a position","prev":"0-0","type":"task.progress","data":{"task_id":"t"}}'],
+)  # fmt: skip
+async def test_a_message_that_is_no_event_is_dropped_and_what_follows_is_not(
+    redis_url: str, prefix: str, message: bytes
+) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (feed, taken):
+        await broker.redis.publish(broker.keys.channel(WORKSPACE), message)
+        await broker.publish(progress(1))
+        await until(lambda: taken.events)
+        await feed.settle(WORKSPACE)
+        assert taken.steps() == [1]
+        assert taken.gaps == []
+
+
+async def test_a_forged_position_cannot_deafen_the_feed(redis_url: str, prefix: str) -> None:
+    forged = b'{"id":"99999999999999-0","prev":"%b","type":"task.progress","data":{"task_id":"t","step":0}}'
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
+        position = await broker.publish(progress(1))
+        await broker.redis.publish(broker.keys.channel(WORKSPACE), forged % str(position).encode())
+        await broker.publish(progress(2))
+        await until(lambda: taken.gaps)
+        await broker.publish(progress(3))
+        await until(lambda: 3 in taken.steps())
+
+
+async def test_a_plain_publish_is_handed_on_live_without_a_position(redis_url: str, prefix: str) -> None:
+    message = b'{"type":"task.progress","data":{"task_id":"task-456","agent_id":"agent-1","step":3}}'
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
+        await broker.redis.publish(broker.keys.channel(WORKSPACE), message)
+        await until(lambda: taken.events)
+        (event,) = taken.events
+        assert (event.id, event.agent_id, event.task_id, bytes(event.data)) == (
+            None,
+            "agent-1",
+            "task-456",
+            b'{"step":3}',
+        )
+
+
+async def test_channels_nobody_wants_are_left_after_a_while(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "LINGER_SECONDS", 0.1)
+    async with (
+        Broker.connect(redis_url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, "agent-1"), ("ws-2", None)) as (feed, _),
+    ):
+        feed.unwant([(WORKSPACE, "agent-1"), ("ws-2", None)])
+        await until(lambda: feed.channels == 0)
+        await until(lambda: nothing_subscribed(broker))
+        await join(feed, (WORKSPACE, "agent-1"))
+        assert feed.channels == 1
+
+
+async def nothing_subscribed(broker: Broker) -> bool:
+    return await broker.redis.pubsub_channels(f"{broker.keys.prefix}:*") == []
+
+
+async def test_many_channels_are_joined_in_few_commands(redis: LocalRedis, prefix: str) -> None:
+    wants = [(f"ws-{number}", None) for number in range(3000)]
+    client: Any = Redis.from_url(redis.url)
+    before = (await client.info("commandstats")).get("cmdstat_subscribe", {"calls": 0})["calls"]
+    async with Broker.connect(redis.url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
+        assert feed.channels == 3000
+        after = (await client.info("commandstats"))["cmdstat_subscribe"]["calls"]
+        assert after - before <= 8
+        await broker.publish_many([progress(1, workspace=name) for name, _ in wants])
+        await until(lambda: len(taken.events) == 3000)
+    await client.aclose()
+
+
+async def test_watching_from_a_position_gives_history_then_what_is_live(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        positions = await broker.publish_many([progress(step, f"agent-{step % 2}") for step in range(1200)])
+        wanted = Filter(workspaces=frozenset({WORKSPACE}), agents=frozenset({"agent-1"}))
+        seen: list[int] = []
+        async with contextlib.aclosing(watch(broker, wanted, positions[99])) as events:
+            async for event in events:
+                assert isinstance(event, Event)
+                seen.append(event.data["step"])
+                if len(seen) == 10:
+                    await broker.publish_many([progress(step, f"agent-{step % 2}") for step in range(1200, 1300)])
+                if len(seen) == 600:
+                    break
+        assert seen == list(range(101, 1300, 2))
