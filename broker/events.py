@@ -13,11 +13,12 @@ of its agent. An event without them is live only. The ids of workspace, agent an
 """
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from .catalog import CATALOG, EventType
 from .errors import Invalid
@@ -107,11 +108,12 @@ _carried = msgspec.json.Decoder(Carried)
 
 
 def _data_decoder(kind: EventType) -> msgspec.json.Decoder[Any]:
-    """A decoder that sees the names which `data` may not use, and the ids that belong beside it, in the same pass."""
+    """A decoder of `data` that fails, in the same pass, where a name of the envelope or an id stands in it."""
     own = {field.encode_name for field in msgspec.structs.fields(kind.data)}
-    ids = {"workspace_id", "agent_id", kind.subject or "agent_id"}
-    seen = [(name, Any, UNSET) for name in sorted((kind.reserved | ids) - own)]
-    return msgspec.json.Decoder(msgspec.defstruct(kind.data.__name__, seen, bases=(kind.data,), kw_only=True))
+    foreign = (kind.reserved | {"workspace_id", "agent_id", kind.subject or "agent_id"}) - own
+    never = Literal["\x00"] | UnsetType
+    fields = [(name, never, UNSET) for name in sorted(foreign)]
+    return msgspec.json.Decoder(msgspec.defstruct(kind.data.__name__, fields, bases=(kind.data,), kw_only=True))
 
 
 _data_decoders = {name: _data_decoder(kind) for name, kind in CATALOG.items()}
@@ -200,34 +202,47 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
         event.timestamp = now()
     else:
         _check_timestamp(event.timestamp)
-    fields = _check_data(kind, event.data)
-    if (
-        fields.workspace_id is not UNSET
-        or fields.agent_id is not UNSET
-        or getattr(fields, kind.subject or "agent_id") is not UNSET
-    ):
-        _lift_raw(event, kind)
+    try:
+        _data_decoders[kind.name].decode(event.data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if not _lift_raw(event, kind):
+            raise _invalid_data(kind, error) from error
     if agent is not None and (event.agent_id or "") != agent:
         raise Invalid("$.agent_id", "not the agent of this channel")
     if kind.needs_agent and event.agent_id is None:
         raise Invalid("$.agent_id", f"{kind.name} needs the id of its agent")
     if kind.needs_subject and getattr(event, kind.subject or "") is None:
         raise Invalid(f"$.{kind.subject}", "required")
-    if not f"{event.agent_id}{event.task_id}{event.inference_id}{event.execution_id}".isprintable():
+    # Only an escape or a letter beyond ASCII can hide what is not printable.
+    if (b"\\" in message or not message.isascii()) and not "".join(filter(None, _ids(event))).isprintable():
         raise Invalid("$", "expected ids of printable characters")
     return event
 
 
-def _lift_raw(event: Carried, kind: EventType) -> None:
-    """Whoever published has the ids in `data`, as the documents show them."""
-    data = msgspec.json.decode(event.data)
-    for name in ("workspace_id", "agent_id", kind.subject or "agent_id"):
-        value = data.pop(name, None)
-        if value is not None:
-            if getattr(event, name) not in (None, value):
-                raise Invalid(f"$.data.{name}", f"another than $.{name}")
-            setattr(event, name, check_id(value, f"$.data.{name}"))
-    event.data = msgspec.Raw(_encode(data))
+def _ids(event: Carried) -> tuple[str | None, ...]:
+    return event.agent_id, event.task_id, event.inference_id, event.execution_id
+
+
+def _lift_raw(event: Carried, kind: EventType) -> bool:
+    """Lift ids that stand in `data`, as the documents show them; False when there are none. Raises `Invalid`."""
+    try:
+        data = msgspec.json.decode(event.data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    names = [name for name in ("workspace_id", "agent_id", kind.subject or "agent_id") if name in _keys(data)]
+    for name in names:
+        value = data.pop(name, getattr(event, name))
+        if getattr(event, name) not in (None, value):
+            raise Invalid(f"$.data.{name}", f"another than $.{name}")
+        setattr(event, name, check_id(value, f"$.data.{name}"))
+    if names:
+        event.data = msgspec.Raw(_encode(data))
+        _check_data(kind, event.data)
+    return bool(names)
+
+
+def _keys(data: object) -> Collection[str]:
+    return data.keys() if isinstance(data, dict) else ()
 
 
 def _kind(name: object) -> EventType:
@@ -240,16 +255,19 @@ def _kind(name: object) -> EventType:
 
 
 def _check_data(kind: EventType, raw: bytes | msgspec.Raw) -> Any:
-    """The fields of `raw` that the catalog types, and those that should not be there (`UNSET` when they are not)."""
+    """The fields of `raw` that the catalog types. Raises `Invalid`."""
     try:
-        fields = _data_decoders[kind.name].decode(raw)
+        return _data_decoders[kind.name].decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _invalid(error, "$.data") from error
-    for name in kind.reserved:
-        if getattr(fields, name) is not UNSET:
-            reason = f"stands on the envelope of {kind.name}: give it beside data, or under another name"
-            raise Invalid(f"$.data.{name}", reason)
-    return fields
+        raise _invalid_data(kind, error) from error
+
+
+def _invalid_data(kind: EventType, error: Exception) -> Invalid:
+    invalid = _invalid(error, "$.data")
+    if invalid.path.removeprefix("$.data.") in kind.reserved:
+        reason = f"stands on the envelope of {kind.name}: give it beside data, or under another name"
+        return Invalid(invalid.path, reason)
+    return invalid
 
 
 def _lift(data: dict[str, Any], name: str, given: object) -> object:

@@ -85,14 +85,24 @@ class Taker:
 class Line:
     """One channel, followed."""
 
-    __slots__ = ("agent", "channel", "is_behind", "is_joined", "is_wanted", "leave_at", "position", "read_to", "workspace")
+    __slots__ = (
+        "agent",
+        "channel",
+        "is_behind",
+        "is_joined",
+        "is_wanted",
+        "leave_at",
+        "position",
+        "read_to",
+        "workspace",
+    )
 
     def __init__(self, workspace: "Workspace", agent: str | None, channel: str) -> None:
         self.workspace = workspace
         self.agent = agent
         self.channel = channel
         self.position: Position | None = None  # up to here all was handed on; None before the first join
-        self.read_to: Position = START  # up to here the log or the head told: its messages may still be on their way
+        self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
         self.is_joined = False  # since the connection was made
         self.is_behind = False  # its head stands elsewhere
         self.is_wanted = True
@@ -400,6 +410,16 @@ class Feed:
             except Invalid as error:
                 self._taker.on_rejected(error)
                 continue
+            workspace = line.workspace
+            if workspace.held is None and (line.agent is None) is workspace.follows_whole:
+                # What nearly every message is: live only, or the next of its chain.
+                if event.id is None:
+                    batch.append(event)
+                    continue
+                if (event.prev if line.agent is None else event.agent_prev) == line.position:
+                    line.position = Position(event.id)
+                    batch.append(event)
+                    continue
             self._follow(line, event, batch)
         if batch:
             self._taker.on_events(batch)

@@ -78,7 +78,7 @@ class LocalRedis:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock)
+            preexec_fn=end_with_parent,  # noqa: PLW1509 (it takes no lock)
         )
         deadline = time.monotonic() + seconds
         while not self._answers():
@@ -134,7 +134,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: not in our terminal's process group (Ctrl-C is ours to handle), and never without a parent."""
     os.setpgid(0, 0)
     if sys.platform == "linux":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from broker.errors import Unavailable
-from broker.local import LocalRedis, _end_with_parent, find_redis_server
+from broker.local import LocalRedis, end_with_parent, find_redis_server
 
 DEPLOY = Path(__file__).resolve().parent
 TRUNKLINE = Path(sys.executable).with_name("trunkline")
@@ -150,7 +150,7 @@ class Fleet:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock)
+                preexec_fn=end_with_parent,  # noqa: PLW1509 (it takes no lock)
             )
         self._lives.callback(_kill, process)
         return Member(name, port, process, log)

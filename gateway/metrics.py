@@ -11,6 +11,8 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .dialects import ALL
+
 PREFIX = "trunkline_"
 
 
@@ -137,8 +139,12 @@ class Metrics(Collector):
             "event_loop_lag_seconds", "Longest time in seconds that the event loop was late within the last 15 s"
         )
         self.draining = Gauge("draining", "1 while the node is leaving, else 0")
+        # A series that first appears with its first 1 shows no increase: those that alerts watch begin at 0.
         for outcome in ("healed", "said"):
             self.gaps.add(outcome, 0)
+        for dialect in ALL:
+            self.slow_consumers.add(dialect.name, 0)
+            self.opened.add(dialect.name, 0)
 
     def collect(self) -> Iterable[Metric]:
         return [metric.collect() for metric in vars(self).values()]

@@ -79,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     drain_wait_seconds: Annotated[
         Seconds, _m("seconds between not ready and the first close, for balancers to notice", ge=0)
-    ] = 2.0
+    ] = 3.0
     drain_seconds: Annotated[Seconds, _m("seconds over which a leaving node spreads its closes", ge=0)] = 10.0
 
     def check(self) -> None:

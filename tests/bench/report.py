@@ -36,7 +36,7 @@ def delivery_rows(workload: Workload, rounds: list[Pair]) -> list[str]:
     rates = f"{_middle(ours, 'deliveries_per_second'):,.0f} | {_middle(bare, 'deliveries_per_second'):,.0f}"
     busy = f"{_middle(ours, 'server_busy'):.0%} | {_middle(bare, 'server_busy'):.0%}"
     compared = _compared(workload.name, "server_us", "µs", rounds)
-    rows = [f"{compared} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"]
+    rows = [f"{compared:<80} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"]
     if workload.rate:
         rows += [_compared(f"  latency {name}", f"{name}_ms", "ms", rounds) for name in ("p50", "p99")]
     return rows
@@ -89,7 +89,7 @@ def _compared(name: str, figure: str, unit: str, rounds: list[Pair]) -> str:
     ours, bare = _sides(rounds)
     ratios = [one[figure] / other[figure] for one, other in zip(ours, bare, strict=True)]
     absolute = f"{_middle(ours, figure):>7.2f} {unit} {_middle(bare, figure):>7.2f} {unit}"
-    return f"{name:{_NAME}} {absolute}  {_spread(ratios, 2):<20}"
+    return f"{name:{_NAME}} {absolute}  {_spread(ratios, 2)}"
 
 
 def _row(name: str, figures: list[Figures], figure: str, unit: str, digits: int = 0) -> str:
