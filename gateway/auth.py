@@ -69,27 +69,33 @@ class Verifier:
             raise Denied("missing")
         if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise Denied("malformed")
-        try:
-            header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
-            raise Denied("malformed") from None
         denied = Denied("key")
-        for algorithm, key in self._candidates(header):
+        for algorithm, key in self._candidates(token):
             try:
                 return self._claims(self._decode(token, algorithm, key), now)
             except jwt.InvalidSignatureError:
                 denied = Denied("signature")
             except jwt.ExpiredSignatureError:
                 raise Denied("expired") from None
+            except jwt.InvalidAlgorithmError:
+                pass  # signed in another way than with this key
+            except jwt.InvalidTokenError as error:
+                raise Denied("malformed" if type(error) is jwt.DecodeError else "claims") from None
             except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
                 raise Denied("claims") from None
         raise denied
 
-    def _candidates(self, header: dict[str, Any]) -> list[tuple[str, Any]]:
-        """The keys that could have signed it: of its algorithm, and of its `kid` where keys have one."""
+    def _candidates(self, token: str) -> list[tuple[str, Any]]:
+        """The keys that could have signed it: ours, or of a fetched set the one that it names."""
+        if not self._settings.jwt_jwks_url:
+            return self._keys
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError:
+            raise Denied("malformed") from None
         algorithm, kid = header.get("alg"), header.get("kid")
         candidates = [key for key in self._keys if key[0] == algorithm]
-        if self._settings.jwt_jwks_url and not candidates:
+        if not candidates:
             if kid is None and len(self._fetched) == 1:
                 kid = next(iter(self._fetched))
             known = self._fetched.get(str(kid))

@@ -7,7 +7,7 @@ else the workspace. An event costs the groups that can match it, whatever the nu
 Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from broker.events import Carried
@@ -72,13 +72,20 @@ class Group:
                 self.held, self.held_bytes, self.has_overflowed = [], 0, True
             return
         self.delivered_at = now
-        members = self.members.values()
-        deliveries = self.deliveries
+        if len(events) == 1:
+            if (frame := frame_of(events[0], self.variant)) is not None:
+                self._write(1, frame)
+            return
         for count, data in frames_of(events, self.variant):
-            for write in members:
-                write(data)
-            deliveries.events += count * len(members)
-            deliveries.bytes += len(data) * len(members)
+            self._write(count, data)
+
+    def _write(self, count: int, data: bytes) -> None:
+        """Write the frames of `count` events to every member, and count that once for all."""
+        members, deliveries = self.members, self.deliveries
+        for write in members.values():
+            write(data)
+        deliveries.events += count * len(members)
+        deliveries.bytes += len(data) * len(members)
 
 
 def frame_of(event: Carried, variant: Variant) -> bytes | None:
@@ -87,15 +94,12 @@ def frame_of(event: Carried, variant: Variant) -> bytes | None:
     if variant in made:
         return made[variant]
     words = variant.encode(event)
-    frame = made[variant] = None if words is None else frames.text(words)
+    frame = made[variant] = frames.text(words) if words is not None else None
     return frame
 
 
-def frames_of(events: list[Carried], variant: Variant) -> list[tuple[int, bytes]]:
+def frames_of(events: list[Carried], variant: Variant) -> Sequence[tuple[int, bytes]]:
     """The frames of `events`, joined, with their number; in pieces of bounded size."""
-    if len(events) == 1:
-        frame = frame_of(events[0], variant)
-        return [] if frame is None else [(1, frame)]
     made = [frame for event in events if (frame := frame_of(event, variant)) is not None]
     size = sum(map(len, made))
     if size <= MAX_WRITE_BYTES:
@@ -113,8 +117,8 @@ def frames_of(events: list[Carried], variant: Variant) -> list[tuple[int, bytes]
     return pieces
 
 
-# A group, and those of its filters that stand in this place of the index.
-Place = dict[Group, tuple[Filter, ...]]
+# A group, and those of its filters that stand in this place of the index. None: one of them asks nothing but the place.
+Place = dict[Group, tuple[Filter, ...] | None]
 
 
 class Index:
@@ -136,11 +140,14 @@ class Index:
         return iter(((None, ""),))
 
     def add(self, group: Group, wanted: Filter) -> None:
+        asks_more = wanted.types is not None or (wanted.subjects is not None and wanted.agents is not None)
         for table, key in self.places(wanted):
             place = self.everything if table is None else table.setdefault(key, {})
-            place[group] = (*place.get(group, ()), wanted)
+            others = place.get(group, ())
+            place[group] = (*others, wanted) if asks_more and others is not None else None
 
     def remove(self, group: Group, wanted: Filter) -> None:
+        """Take the group out of the places of `wanted`. A group leaves with all of its filters."""
         for table, key in self.places(wanted):
             place = self.everything if table is None else table.get(key, {})
             place.pop(group, None)
@@ -158,18 +165,24 @@ class Index:
             if not place:
                 continue
             for group, filters in place.items():
-                for wanted in filters:
-                    if (
-                        (wanted.types is None or kind in wanted.types)
-                        and (wanted.agents is None or agent in wanted.agents)
-                        and (wanted.subjects is None or subject in wanted.subjects)
-                    ):
-                        events = owed.get(group)
-                        if events is None:
-                            owed[group] = [event]
-                        elif events[-1] is not event:  # another place of the index may have found it before
-                            events.append(event)
-                        break
+                if filters is None or _any_asks(filters, kind, subject, agent):
+                    events = owed.get(group)
+                    if events is None:
+                        owed[group] = [event]
+                    elif events[-1] is not event:  # another place of the index may have found it before
+                        events.append(event)
+
+
+def _any_asks(filters: tuple[Filter, ...], kind: str, subject: str | None, agent: str) -> bool:
+    """True when one of a workspace's filters asks for this."""
+    for wanted in filters:
+        if (
+            (wanted.types is None or kind in wanted.types)
+            and (wanted.agents is None or agent in wanted.agents)
+            and (wanted.subjects is None or subject in wanted.subjects)
+        ):
+            return True
+    return False
 
 
 class Hub:

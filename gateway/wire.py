@@ -30,6 +30,14 @@ _silent = logging.getLogger("trunkline.wire.handshake")
 _silent.disabled = True
 
 
+_HEADERS = frozenset(
+    {
+        "connection", "upgrade", "origin", "authorization",
+        "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions",
+    }
+)  # fmt: skip
+
+
 class Refusal(Exception):  # noqa: N818
     """A handshake that is answered with an HTTP status."""
 
@@ -110,12 +118,7 @@ class Wire(asyncio.Protocol):
 
     def _shake_hands(self, data: bytes) -> None:
         """Answer the request that uvicorn hands us whole."""
-        protocol = ServerProtocol(logger=_silent)
-        protocol.receive_data(data)
-        request = next((event for event in protocol.events_received() if isinstance(event, Request)), None)
-        if request is None:
-            self._refuse(Response(400, "Bad Request", Headers(), b"not a WebSocket handshake\n"))
-            return
+        request = _read(data)
         try:
             admission = self._node.admit(request)
         except Refusal as refusal:
@@ -125,7 +128,7 @@ class Wire(asyncio.Protocol):
             logger.exception("a handshake failed")
             self._refuse(Response(500, "Internal Server Error", Headers()))
             return
-        response = protocol.accept(request)
+        response = ServerProtocol(logger=_silent).accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             self._refuse(response)
             return
@@ -222,6 +225,18 @@ class Wire(asyncio.Protocol):
     def _leave(self) -> None:
         if self._connection is not None:
             self._connection.leave()
+
+
+def _read(data: bytes) -> Request:
+    """The request, of which uvicorn has parsed and written anew each line; with the headers that decide something."""
+    first, *lines = data.decode("latin-1").split("\r\n")
+    method, path, protocol = first.split(" ", 2)
+    headers = Headers()
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name in _HEADERS:
+            headers[name] = value.strip()
+    return Request(path, headers, method, protocol)
 
 
 def _response(refusal: Refusal) -> Response:

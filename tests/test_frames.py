@@ -4,7 +4,7 @@ The library is the oracle of the parser: the same bytes, however they are cut, g
 same close code. They may differ in these places, and nowhere else:
 
 - A text that is not UTF-8 is 1007 with both; the library's protocol leaves it to its connection, so the oracle adds it.
-- A close frame amid the fragments of a message is 1002 with the library. RFC 6455, 5.4, lets control frames stand there.
+- A close frame amid the fragments of a message is 1002 with the library. RFC 6455, 5.4, lets control frames be there.
 - A frame with two faults has two codes to choose from. We look at its first two bytes before its length, and at a close
   code before the reason: where the library says 1009 or 1007 of such a frame, we say 1002.
 - The library counts a control frame against what the message under way has left (1009). It is no part of the message.
@@ -219,7 +219,7 @@ def every_kind_of_frame() -> bytes:
             frame(BINARY, bytes(range(130)), mask=b"\x00\xff\x80\x01"),
             frame(PING, b"p" * 125),
             frame(PONG),
-            frame(TEXT, "gr".encode() + "ü".encode()[:1], fin=False),
+            frame(TEXT, b"gr" + "ü".encode()[:1], fin=False),
             frame(CONTINUATION, b"", fin=False),
             frame(PING, b"amid fragments"),
             frame(CONTINUATION, "ü".encode()[1:] + b"n"),

@@ -1,4 +1,4 @@
-"""A client only ever sees the workspaces that its token names, whatever it subscribes to."""
+"""No subscription, position, renewal or lie on a channel shows a client the events of a workspace outside its token."""
 
 import contextlib
 import itertools
@@ -98,6 +98,7 @@ async def test_since_brings_nothing_of_another_workspace(stage: Stage) -> None:
     mine, other = stage.other, stage.workspace
     start, *_ = await stage.publish(*(progress(other, step) for step in range(5)))
     [own] = await stage.publish(progress(mine, 100))
+    await stage.settle()
     for since in (start, {other: start}, {other: start, mine: own}, {mine: start}, "0-0", {other: "0-0"}, {"*": "0-0"}):
         async with stage.client(mine) as client:
             await client.subscribe(since=since)

@@ -341,7 +341,7 @@ async def seen(stage: Stage, client: Client) -> list[str]:
         ([{}, {"agent_id": "a"}, {}, {"workspace_id": HERE}], EVERYTHING),
     ],
 )  # fmt: skip
-async def test_filters_of_one_subscribe_are_anded_and_subscriptions_ored(
+async def test_an_event_is_delivered_when_all_filters_of_any_subscription_match(
     stage: Stage, subscriptions: list[Message], expected: list[str]
 ) -> None:
     """Each event once, however many subscriptions match it."""
@@ -366,6 +366,23 @@ async def test_a_subscription_pinned_to_an_agent_is_live_though_nobody_watches_i
         for step in range(20):
             await broker.publish(progress("ws-alone", step, agent="agent-123" if step % 2 else "agent-124"))
         assert await receive_steps(client, 10) == list(range(1, 20, 2))
+
+
+async def test_a_channel_that_was_wanted_and_left_several_times_is_left_once(start_node: StartNode) -> None:
+    """The node leaves its channels some seconds after the last client that wanted them, and lives on."""
+    node = start_node()
+    for _ in range(3):
+        async with maxicore(node) as client:
+            await client.subscribe(workspace_id="ws-456")
+            await client.subscribe(agent_id=["agent-1", "agent-2"])
+            await client.synchronise()
+    assert node.metric("trunkline_channels") > 0
+    await until(lambda: node.metric("trunkline_channels") == 0, what="no channel subscribed")
+    async with producer(node) as broker, maxicore(node) as client:
+        await client.subscribe()
+        await client.synchronise()
+        await broker.publish(progress("ws-456", 1))
+        assert await receive_steps(client, 1) == [1]
 
 
 @pytest.mark.parametrize("kind", ["task.exploded", "agent_status", "*", ""])
@@ -412,7 +429,7 @@ async def test_a_workspace_that_the_token_does_not_name_is_refused_and_nothing_c
         ({}, {}, False),
     ],
 )
-async def test_unsubscribe_removes_what_asks_only_for_the_given_values(
+async def test_unsubscribe_ends_what_asks_for_nothing_beyond_the_given_values(
     stage: Stage, subscription: Message, unsubscription: Message, *, remains: bool
 ) -> None:
     async with stage.client(*stage.workspaces) as client:
@@ -700,6 +717,7 @@ async def test_the_pong_of_an_idle_client_moves_on_with_its_workspace(stage: Sta
 
 async def test_since_the_newest_position_brings_nothing_old(stage: Stage) -> None:
     [*_, newest] = await stage.publish(progress(stage.workspace, 1), progress(stage.workspace, 2))
+    await stage.settle()
     async with stage.client() as client:
         await client.subscribe(since=newest)
         assert await client.synchronise() == []
@@ -709,6 +727,7 @@ async def test_since_the_newest_position_brings_nothing_old(stage: Stage) -> Non
 
 async def test_a_replay_brings_only_what_earlier_subscriptions_did_not_match(stage: Stage) -> None:
     [start] = await stage.publish(progress(stage.workspace, 0))
+    await stage.settle()
     async with stage.client() as client:
         await client.subscribe(agent_id="agent-123")
         await client.synchronise()
@@ -755,6 +774,7 @@ async def test_replays_that_are_asked_for_at_once_bring_each_event_once_and_in_o
 @pytest.mark.parametrize("since", ["1-0", "99999999999999-0", "yesterday", ""])
 async def test_a_position_that_is_not_in_the_log_is_a_gap_and_then_live(stage: Stage, since: str) -> None:
     oldest, *_ = await stage.publish(progress(stage.workspace, 1), progress(stage.workspace, 2))
+    await stage.settle()
     async with stage.client() as client:
         await client.subscribe(since=since)
         assert_gap(await client.synchronise(), since, oldest)
@@ -764,6 +784,7 @@ async def test_a_position_that_is_not_in_the_log_is_a_gap_and_then_live(stage: S
 
 async def test_a_gap_is_said_even_to_who_is_subscribed_already(stage: Stage) -> None:
     [oldest] = await stage.publish(progress(stage.workspace, 1))
+    await stage.settle()
     async with stage.client() as client:
         await client.subscribe()
         request = {"type": "subscribe", "filters": {"agent_id": "agent-123"}, "since": "1-0"}
@@ -776,6 +797,7 @@ async def test_what_the_log_let_go_is_a_gap_unless_nothing_of_it_was_asked_for(s
     """An agent's newest event stays a valid position when busier agents have pushed it out of the log."""
     [quiet] = await stage.publish(progress(stage.workspace, 1, agent="quiet"))
     busy = await stage.publish(*(progress(stage.workspace, step, agent="busy") for step in range(2, 6)))
+    await stage.settle()
     async with redis.asyncio.from_url(stage.node.redis_url) as plain:
         await plain.xtrim(Keyspace(stage.node.prefix).log(stage.workspace), minid=busy[1], approximate=False)
     async with stage.client() as client:
@@ -812,6 +834,7 @@ async def test_a_client_of_several_workspaces_has_a_position_in_each(stage: Stag
 async def test_a_gap_in_one_of_several_workspaces_is_said(stage: Stage) -> None:
     here, there = stage.workspaces
     oldest, position, _ = await stage.publish(progress(here, 1), progress(there, 2), progress(there, 3))
+    await stage.settle()
     async with stage.client(here, there) as client:
         await client.subscribe(since={here: "1-0", there: position})
         messages = await client.synchronise()

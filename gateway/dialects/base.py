@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from broker.events import Carried
 
 from ..messages import Notice, Request
@@ -11,8 +13,8 @@ from ..messages import Notice, Request
 Encode = Callable[[Carried], bytes | None]
 
 
-class Variant(NamedTuple):
-    """One form of a dialect's events. Connections of one variant share their frames."""
+class Variant(msgspec.Struct, frozen=True, eq=False):
+    """One form of a dialect's events. Connections of one variant share their frames. Equal only to itself."""
 
     dialect: str
     name: str

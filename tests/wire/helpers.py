@@ -88,11 +88,15 @@ class Stage:
         self._awaited |= {(event.workspace_id, position) for event, position in zip(events, positions, strict=True)}
         return positions
 
-    async def delivered(self, client: Client) -> list[dict[str, Any]]:
-        """What `client` was sent and did not read yet, everything published up to now included."""
+    async def settle(self) -> None:
+        """Until the node has handed on everything published up to now: to who comes later it is no longer live."""
         while self._awaited:
             event = await self.witness.receive()
             self._awaited.discard((event["workspace_id"], event["event_id"]))
+
+    async def delivered(self, client: Client) -> list[dict[str, Any]]:
+        """What `client` was sent and did not read yet, everything published up to now included."""
+        await self.settle()
         return await client.synchronise()
 
 

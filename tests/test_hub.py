@@ -1,0 +1,449 @@
+"""The hub gives every member exactly what its interest asks for: in order, once, and made once for all who want it."""
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from broker.events import Carried
+from broker.feed import Gap
+from broker.filters import Filter
+from broker.positions import Position
+from gateway import frames
+from gateway import hub as hubs
+from gateway.dialects import Variant
+from gateway.dialects.maxicore import VARIANTS
+from gateway.hub import Hub, agents_of, frame_of, frames_of, matches, wants
+from gateway.messages import Interest
+
+NOW = 1000.0
+
+WORKSPACES, AGENTS, TASKS = ["ws-1", "ws-2"], ["agent-1", "agent-2"], ["task-1", "task-2"]
+TYPES = ["task.started", "task.progress", "agent.online"]
+
+
+class Member:
+    """Keeps what it is written."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    @property
+    def write(self) -> hubs.Write:
+        return self.writes.append
+
+
+class Numbered:
+    """A variant whose words for an event are its position; counts how often each was asked for."""
+
+    def __init__(self, name: str = "both", speechless: frozenset[str] = frozenset()) -> None:
+        self.encoded: Counter[str | None] = Counter()
+        self.speechless = speechless
+        self.variant = Variant("maxicore", name, self.encode)
+
+    def encode(self, event: Carried) -> bytes | None:
+        self.encoded[event.id] += 1
+        return None if event.type in self.speechless else f"{self.variant.name} {event.id}".encode()
+
+    def frames(self, *events: Carried) -> bytes:
+        """What a member that wants all of `events` is written."""
+        return b"".join(
+            frames.text(f"{self.variant.name} {event.id}".encode())
+            for event in events
+            if event.type not in self.speechless
+        )
+
+
+_numbers = iter(range(1, 10**9))
+
+
+def event(
+    workspace: str = "ws-1",
+    agent: str | None = "agent-1",
+    task: str | None = "task-1",
+    kind: str = "task.progress",
+    data: bytes = b"{}",
+) -> Carried:
+    """An event with a position of its own."""
+    return Carried(
+        type=kind,
+        data=msgspec.Raw(data),
+        id=f"{next(_numbers)}-0",
+        workspace_id=workspace,
+        agent_id=agent,
+        task_id=task,
+        timestamp="2026-03-27T10:30:45Z",
+    )
+
+
+def wanted(*workspaces: str, agents: Any = None, subjects: Any = None, types: Any = None) -> Filter:
+    parts = {"agents": agents, "subjects": subjects, "types": types}
+    given = {name: None if values is None else frozenset(values) for name, values in parts.items()}
+    return Filter(workspaces=frozenset(workspaces or ["ws-1"]), **given)
+
+
+def interest(*filters: Filter) -> Interest:
+    return frozenset(filters)
+
+
+ALL = interest(wanted())
+
+
+# -- groups
+
+
+def test_members_with_equal_interests_are_one_group_whatever_their_number() -> None:
+    hub, numbered = Hub(), Numbered()
+    members = [Member() for _ in range(100)]
+    for member in members:
+        hub.place(member, numbered.variant, interest(wanted(types=["task.progress"]), wanted(agents=["a"])), NOW)
+    assert hub.groups == 1
+    hub.place(members[0], numbered.variant, ALL, NOW)
+    assert hub.groups == 2
+
+
+def test_variants_of_a_dialect_are_groups_of_their_own() -> None:
+    hub, flat, nested = Hub(), Numbered("flat"), Numbered("nested")
+    one, other = Member(), Member()
+    hub.place(one, flat.variant, ALL, NOW)
+    hub.place(other, nested.variant, ALL, NOW)
+    assert hub.groups == 2
+    happened = event()
+    hub.dispatch([happened], NOW)
+    assert (one.writes, other.writes) == ([flat.frames(happened)], [nested.frames(happened)])
+
+
+def test_a_member_that_is_placed_anew_leaves_its_old_group() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, interest(wanted(agents=["agent-1"])), NOW)
+    hub.place(member, numbered.variant, interest(wanted(agents=["agent-2"])), NOW)
+    first, second = event(agent="agent-1"), event(agent="agent-2")
+    hub.dispatch([first, second], NOW)
+    assert member.writes == [numbered.frames(second)]
+    assert hub.groups == 1
+
+
+def test_a_member_without_an_interest_is_in_no_group() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.place(member, numbered.variant, interest(), NOW)
+    hub.dispatch([event()], NOW)
+    assert (hub.groups, member.writes) == (0, [])
+
+
+def test_a_member_that_left_is_written_nothing_and_may_leave_twice() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.remove(member)
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.remove(member)
+    hub.remove(member)
+    hub.dispatch([event()], NOW)
+    assert (hub.groups, member.writes) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        [wanted(types=["task.started"]), wanted(types=["task.progress"])],
+        [wanted(agents=["agent-1"]), wanted(agents=["agent-1"], types=["task.progress"])],
+        [wanted(subjects=["task-1"]), wanted(subjects=["task-1"], agents=["agent-1"])],
+        [wanted("ws-1", "ws-2"), wanted("ws-1", types=["task.progress"])],
+    ],
+    ids=["two of everything", "two of one agent", "two of one task", "two workspaces"],
+)
+def test_the_last_member_may_leave_with_filters_that_stand_in_one_place(filters: list[Filter]) -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    for _ in range(2):
+        hub.place(member, numbered.variant, interest(*filters), NOW)
+        hub.remove(member)
+        assert is_empty(hub)
+
+
+def is_empty(hub: Hub) -> bool:
+    """Nothing is kept of those who left. The index is looked at from inside: what stays in it shows nowhere else."""
+    return hub.groups == 0 and not hub._indexes
+
+
+# -- one encoding, one write
+
+
+def test_an_event_is_encoded_once_per_variant_for_all_groups_and_members() -> None:
+    hub, both, flat = Hub(), Numbered("both"), Numbered("flat")
+    for numbered in (both, flat):
+        for some in (ALL, interest(wanted(agents=["agent-1"])), interest(wanted(subjects=["task-1"]))):
+            for _ in range(5):
+                hub.place(Member(), numbered.variant, some, NOW)
+    events = [event() for _ in range(3)]
+    hub.dispatch(events, NOW)
+    assert both.encoded == flat.encoded == Counter({happened.id: 1 for happened in events})
+
+
+def test_a_batch_is_one_write_of_joined_frames_per_member() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, ALL, NOW)
+    events = [event(kind=kind) for kind in TYPES * 3]
+    hub.dispatch(events, NOW)
+    assert member.writes == [numbered.frames(*events)]
+
+
+def test_what_nobody_wants_is_not_encoded() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, interest(wanted(agents=["agent-2"])), NOW)
+    hub.dispatch([event("ws-1"), event("ws-2", agent="agent-2")], NOW)
+    assert (numbered.encoded, member.writes) == ({}, [])
+
+
+def test_what_a_dialect_has_no_word_for_is_not_written_and_not_asked_for_again() -> None:
+    hub, numbered, member = Hub(), Numbered(speechless=frozenset({"agent.online"})), Member()
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.place(Member(), numbered.variant, interest(wanted(agents=["agent-1"])), NOW)
+    alone, first, second = event(kind="agent.online"), event(kind="agent.online"), event()
+    hub.dispatch([alone], NOW)
+    assert member.writes == []
+    hub.dispatch([event(kind="agent.online"), first], NOW)
+    assert member.writes == []
+    hub.dispatch([first, second], NOW)
+    assert member.writes == [numbered.frames(second)]
+    assert numbered.encoded[first.id] == 1
+
+
+def test_a_large_batch_goes_out_in_pieces_of_bounded_size() -> None:
+    hub, member = Hub(), Member()
+    hub.place(member, VARIANTS["flat"], ALL, NOW)
+    events = [event(data=b'{"output":"%s"}' % (b"x" * (500 + 7 * number))) for number in range(400)]
+    hub.dispatch(events, NOW)
+    assert len(member.writes) > 1
+    assert all(len(data) <= hubs.MAX_WRITE_BYTES for data in member.writes)
+    assert b"".join(member.writes) == b"".join(filter(None, (frame_of(it, VARIANTS["flat"]) for it in events)))
+
+
+def test_an_event_larger_than_a_piece_goes_out_whole() -> None:
+    small, large = event(), event(data=b'{"output":"%s"}' % (b"x" * 2 * hubs.MAX_WRITE_BYTES))
+    assert [count for count, _ in frames_of([small, large, small], VARIANTS["flat"])] == [1, 1, 1]
+
+
+def test_what_was_delivered_is_counted_once_per_member() -> None:
+    hub, numbered = Hub(), Numbered(speechless=frozenset({"agent.online"}))
+    members = [Member() for _ in range(3)]
+    for member in members:
+        hub.place(member, numbered.variant, ALL, NOW)
+    hub.place(Member(), numbered.variant, interest(wanted("ws-2")), NOW)
+    hub.dispatch([event(), event(kind="agent.online"), event()], NOW)
+    assert hub.deliveries["maxicore"].events == 3 * 2
+    assert hub.deliveries["maxicore"].bytes == sum(len(data) for member in members for data in member.writes)
+
+
+def test_when_something_went_out_last_is_known_of_each_member() -> None:
+    hub, numbered, member, newcomer = Hub(), Numbered(), Member(), Member()
+    assert hub.delivered_at(member) == 0
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.dispatch([event()], NOW + 5)
+    assert hub.delivered_at(member) == NOW + 5
+    hub.place(newcomer, numbered.variant, ALL, NOW + 9)
+    hub.dispatch([event("ws-2")], NOW + 10)
+    assert hub.delivered_at(member) == NOW + 5
+
+
+# -- holding
+
+
+def test_a_member_on_hold_is_written_nothing_and_what_it_is_owed_is_kept_in_order() -> None:
+    hub, numbered, member, other = Hub(), Numbered(), Member(), Member()
+    hub.place(other, numbered.variant, ALL, NOW)
+    group = hub.hold(member, numbered.variant, ALL, NOW)
+    events = [event() for _ in range(3)]
+    hub.dispatch(events[:2], NOW)
+    hub.dispatch([event("ws-2"), events[2]], NOW)
+    assert member.writes == []
+    assert group.held == events
+    assert other.writes == [numbered.frames(*events[:2]), numbered.frames(events[2])]
+
+
+def test_a_member_that_is_placed_again_is_live_and_what_was_held_is_the_holders_to_hand_on() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    group = hub.hold(member, numbered.variant, ALL, NOW)
+    before, after = event(), event()
+    hub.dispatch([before], NOW)
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.dispatch([after], NOW)
+    assert group.held == [before]
+    assert member.writes == [numbered.frames(after)]
+    hub.remove(member)
+    assert is_empty(hub)
+
+
+def test_two_members_on_hold_are_held_apart() -> None:
+    hub, numbered, one, other = Hub(), Numbered(), Member(), Member()
+    first = hub.hold(one, numbered.variant, ALL, NOW)
+    hub.dispatch([early := event()], NOW)
+    second = hub.hold(other, numbered.variant, ALL, NOW)
+    hub.dispatch([late := event()], NOW)
+    assert (first.held, second.held) == ([early, late], [late])
+
+
+def test_a_hold_is_bounded_and_says_when_it_let_something_go() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    group = hub.hold(member, numbered.variant, ALL, NOW)
+    large = b'{"output":"%s"}' % (b"x" * 200_000)
+    batches = 0
+    while not group.has_overflowed:
+        hub.dispatch([event(data=large)], NOW)
+        batches += 1
+        assert batches * len(large) <= hubs.MAX_HELD_BYTES + len(large)
+        assert group.held is not None
+        assert sum(len(bytes(kept.data)) for kept in group.held) <= hubs.MAX_HELD_BYTES
+    assert batches > 1
+    hub.dispatch([last := event()], NOW)
+    assert group.held == [last]
+
+
+# -- gaps
+
+
+@pytest.mark.parametrize(
+    ("agents", "touched"),
+    [
+        (None, {"everything", "agent-1", "task-1", "both workspaces"}),
+        (frozenset({"agent-1"}), {"everything", "agent-1", "task-1", "both workspaces"}),
+        (frozenset({"agent-2"}), {"everything", "task-1", "both workspaces"}),
+    ],
+    ids=["of the workspace", "of a watched agent", "of another agent"],
+)
+def test_a_gap_touches_those_who_watched_what_it_is_in(agents: frozenset[str] | None, touched: set[str]) -> None:
+    hub, numbered = Hub(), Numbered()
+    members = {
+        "everything": interest(wanted()),
+        "agent-1": interest(wanted(agents=["agent-1"])),
+        "task-1": interest(wanted(subjects=["task-1"])),
+        "both workspaces": interest(wanted("ws-1", "ws-2", types=["task.progress"])),
+        "another workspace": interest(wanted("ws-2")),
+        "agent-1 of another workspace": interest(wanted("ws-2", agents=["agent-1"])),
+    }
+    placed = {name: Member() for name in members}
+    for name, member in placed.items():
+        hub.place(member, numbered.variant, members[name], NOW)
+    found = hub.touched(Gap("ws-1", agents, Position("5-0")))
+    assert {name for name, member in placed.items() if member in found} == touched
+
+
+# -- against a naive model
+
+sometimes = st.integers(0, 2).map(bool)
+
+
+def some_of(values: list[str]) -> st.SearchStrategy[frozenset[str] | None]:
+    return st.none() | st.frozensets(st.sampled_from(values), min_size=1)
+
+
+filters = st.builds(
+    Filter,
+    workspaces=st.frozensets(st.sampled_from(WORKSPACES), min_size=1),
+    agents=some_of([*AGENTS, ""]),
+    subjects=some_of(TASKS),
+    types=some_of(TYPES),
+)
+interests = st.frozensets(filters, max_size=4)
+events = st.builds(
+    event,
+    st.sampled_from([*WORKSPACES, "ws-3"]),
+    st.sampled_from([*AGENTS, None]),
+    st.sampled_from([*TASKS, None]),
+    st.sampled_from(TYPES),
+)
+
+
+@given(st.lists(interests, max_size=8), st.lists(st.lists(events, min_size=1, max_size=6), max_size=5))
+@settings(deadline=None, max_examples=200)
+def test_every_member_gets_what_its_filters_match_in_order_and_once(
+    asked: list[Interest], batches: list[list[Carried]]
+) -> None:
+    hub, numbered = Hub(), Numbered()
+    members = [Member() for _ in asked]
+    for member, some in zip(members, asked, strict=True):
+        hub.place(member, numbered.variant, some, NOW)
+    for batch in batches:
+        hub.dispatch(batch, NOW)
+    for member, some in zip(members, asked, strict=True):
+        expected = [[it for it in batch if any(wanted.matches(it) for wanted in some)] for batch in batches]
+        assert member.writes == [numbered.frames(*owed) for owed in expected if owed]
+
+
+@given(interests, events)
+@settings(deadline=None)
+def test_what_the_feed_must_bring_for_an_interest_covers_whatever_it_matches(some: Interest, happened: Carried) -> None:
+    needed, workspace, agent = wants(some), happened.workspace_id, happened.agent_id or ""
+    is_brought = (workspace, None) in needed or (workspace, agent) in needed
+    agents = agents_of(some, workspace)
+    if matches(some, happened):
+        assert is_brought
+        assert agents is None or agent in agents
+    assert is_brought == (agents is None or agent in agents)
+
+
+class HubAgainstModel(RuleBasedStateMachine):
+    """Members that come, change, wait and go in any order, against a list that is searched."""
+
+    members = Bundle("members")
+
+    @initialize()
+    def start(self) -> None:
+        self.hub = Hub()
+        self.numbered = {name: Numbered(name) for name in ("both", "flat")}
+        self.placed: dict[Member, tuple[str, Interest]] = {}
+        self.held: dict[Member, tuple[hubs.Group, list[Carried]]] = {}
+        self.owed: dict[Member, bytes] = {}
+
+    @rule(target=members)
+    def come(self) -> Member:
+        return Member()
+
+    @rule(member=members, name=st.sampled_from(["both", "flat"]), some=interests)
+    def place(self, member: Member, name: str, some: Interest) -> None:
+        self.hub.place(member, self.numbered[name].variant, some, NOW)
+        self.held.pop(member, None)
+        self.placed[member] = (name, some)
+
+    @rule(member=members, name=st.sampled_from(["both", "flat"]), some=interests)
+    def hold(self, member: Member, name: str, some: Interest) -> None:
+        group = self.hub.hold(member, self.numbered[name].variant, some, NOW)
+        self.placed[member] = (name, some)
+        self.held[member] = (group, [])
+
+    @rule(member=members)
+    def remove(self, member: Member) -> None:
+        self.hub.remove(member)
+        self.placed.pop(member, None)
+        self.held.pop(member, None)
+
+    @rule(batch=st.lists(events, max_size=5))
+    def dispatch(self, batch: list[Carried]) -> None:
+        self.hub.dispatch(batch, NOW)
+        for member, (name, some) in self.placed.items():
+            matched = [it for it in batch if any(wanted.matches(it) for wanted in some)]
+            if member in self.held:
+                self.held[member][1].extend(matched)
+            else:
+                self.owed[member] = self.owed.get(member, b"") + self.numbered[name].frames(*matched)
+
+    @rule()
+    def all_leave(self) -> None:
+        for member in list(self.placed):
+            self.remove(member)
+        assert is_empty(self.hub)
+
+    @invariant()
+    def everybody_has_what_is_owed(self) -> None:
+        for member, owed in self.owed.items():
+            assert b"".join(member.writes) == owed
+        for group, kept in self.held.values():
+            assert group.held == kept
+        live = {(name, some) for member, (name, some) in self.placed.items() if some and member not in self.held}
+        assert self.hub.groups == len(live) + len(self.held)
+
+
+TestHubAgainstModel = HubAgainstModel.TestCase
+TestHubAgainstModel.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)
