@@ -3,9 +3,9 @@
 Lines      A line is one channel as we follow it: a workspace's, or one agent's. Redis counts a `position` for each, and
            each durable message names the one before it, so a line is a chain: a message is handed on when its `prev` is
            the line's `position`. Anything else is a hole, and is filled from the log.
-Wanting    Others say what they need (`want`), counted. If anyone needs the whole workspace its own channel is followed,
-           else just the agents' channels. Going from one to the other, both are subscribed for a moment and one of the
-           two stays silent: its chain is followed, its messages are not handed on.
+Wanting    Others say what they need (`want`), counted. If anyone needs the whole workspace its own channel is heard,
+           else just the agents' channels. The channels of agents that are wanted besides stay subscribed and silent:
+           only a plain PUBLISH is handed on from them, as that was made on this channel alone.
 Joining    SUBSCRIBE and the read of the head go out together on the feed's own connection. When the answer is seen, all
            messages up to that head have been seen: the line stands there, and is joined.
 Healing    A workspace with a hole in any of its lines is held: what arrives waits, bounded. The log is read from the
@@ -46,6 +46,10 @@ MAX_HELD_BYTES = 16 * 1024 * 1024
 MAX_HEALERS = 16
 
 _LEAVING = "we are leaving"
+
+# How the messages of publish.lua begin, durable and ephemeral ones; it publishes each on both of its channels.
+_DURABLE = b'{"id":"'
+_FROM_THE_SCRIPT = (_DURABLE, b'{"prev":"')
 
 # What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
 Want = tuple[str, str | None]
@@ -135,12 +139,11 @@ class Workspace:
         """True when everything of `agents` is being handed on as it arrives."""
         if self.held is not None:
             return False
-        whole = self.lines.get(None)
-        if self.follows_whole and whole is not None and whole.is_joined:
-            return True
-        return all(
-            (line := self.lines.get(agent)) is not None and line.is_joined and self.is_heard(line) for agent in agents
-        )
+        if self.follows_whole:
+            agents = {None, *agents}
+        elif None in agents:
+            return False
+        return all((line := self.lines.get(agent)) is not None and line.is_joined for agent in agents)
 
 
 class Feed:
@@ -225,17 +228,17 @@ class Feed:
     def _reconcile(self, workspace: Workspace) -> None:
         """Make the lines what the wants need, as far as can be done now; the rest follows when lines are joined."""
         wants_whole = workspace.wants[None] > 0
-        lines = [self._line(workspace, agent) for agent in ((None,) if wants_whole else workspace.wants)]
+        for agent in workspace.wants:
+            self._line(workspace, agent)
         # Held events belong to the lines that were heard when they came: change over only when none wait.
         if workspace.held is None and workspace.follows_whole is not wants_whole:
-            others = len(workspace.lines) - len(lines)
-            if others == 0 or all(line.is_joined for line in lines):
+            to = [line for line in workspace.lines.values() if (line.agent is None) is wants_whole and line.is_wanted]
+            if all(line.is_joined for line in to) or not any(line.is_joined for line in workspace.heard()):
                 workspace.follows_whole = wants_whole
+        is_changing = workspace.follows_whole is not wants_whole and bool(workspace.wants)
         for line in list(workspace.lines.values()):
             # A line stays while it is wanted, or while it is what is heard until the other kind has joined.
-            is_wanted = workspace.wants[line.agent] > 0 if not wants_whole else line.agent is None
-            if not is_wanted and workspace.wants and workspace.is_heard(line):
-                is_wanted = wants_whole or line.agent is None
+            is_wanted = workspace.wants[line.agent] > 0 or (is_changing and workspace.is_heard(line))
             if line.is_wanted and not is_wanted:
                 line.leave_at = monotonic() + LINGER_SECONDS
                 self._leaving.append(line)
@@ -348,7 +351,8 @@ class Feed:
         if not due:
             return
         self._leaving = [line for line in self._leaving if line.leave_at > now]
-        gone = [line for line in due if not line.is_wanted and line.workspace.lines.get(line.agent) is line]
+        # A line that was left, wanted and left again stands here twice.
+        gone = [line for line in dict.fromkeys(due) if not line.is_wanted]
         for line in gone:
             del self._lines[line.channel.encode()]
             del line.workspace.lines[line.agent]
@@ -405,13 +409,19 @@ class Feed:
             # A line that has not joined tells nothing: its head will say where it stands.
             if line is None or not (line.is_joined or line.workspace.held is not None):
                 continue
+            workspace, message = line.workspace, push[2]
+            is_heard = (line.agent is None) is workspace.follows_whole
+            if not is_heard and message.startswith(_FROM_THE_SCRIPT):
+                # It is told on the heard lines too. Only where it stands is noted, for when this line is heard again.
+                if message.startswith(_DURABLE):
+                    line.position = Position(message[7 : message.find(b'"', 7)].decode(errors="replace"))
+                continue
             try:
-                event = unpack(push[2], line.workspace.name, line.agent)
+                event = unpack(message, workspace.name, line.agent)
             except Invalid as error:
                 self._taker.on_rejected(error)
                 continue
-            workspace = line.workspace
-            if workspace.held is None and (line.agent is None) is workspace.follows_whole:
+            if workspace.held is None and is_heard:
                 # What nearly every message is: live only, or the next of its chain.
                 if event.id is None:
                     batch.append(event)
@@ -425,16 +435,13 @@ class Feed:
             self._taker.on_events(batch)
 
     def _follow(self, line: Line, event: Carried, batch: list[Carried]) -> None:
-        """Hand on what continues the line; hold the workspace where something is missing."""
+        """Hand on what continues the line, or stands in no line; hold the workspace where something is missing."""
         workspace = line.workspace
         if workspace.held is not None:
-            if workspace.is_heard(line):
-                self._keep(workspace, line, event)
-            elif event.id is not None:
-                line.position = Position(event.id)
+            self._keep(workspace, line, event)
             return
         if event.id is not None:
-            if (event.prev if line.agent is None else event.agent_prev) != line.position and workspace.is_heard(line):
+            if (event.prev if line.agent is None else event.agent_prev) != line.position:
                 if not is_after(event.id, line.read_to):
                     return  # handed on before, from the log
                 self._hold(workspace)
@@ -442,8 +449,7 @@ class Feed:
                 self._heal(workspace)
                 return
             line.position = Position(event.id)
-        if workspace.is_heard(line):
-            batch.append(event)
+        batch.append(event)
 
     def _on_head(self, line: Line, reply: Any) -> None:
         """A line's head was read: join it there, or find that it missed something."""

@@ -69,8 +69,8 @@ class Log:
     async def bounds(self, workspace: str, since: str, agents: Collection[str] = ()) -> Bounds:
         """Is `since` a position that history can go on from?
 
-        It is when its entry is in the log, or when it is the newest of the workspace, or of one of `agents` (the ones
-        a filter pins). `START` is when the log was never cut.
+        It is when its entry is in the log, or when it is the newest of the workspace, or of all `agents` (the ones that
+        a filter pins) together. `START` is when the log was never cut.
         """
         numbers = parse(since)
         try:
@@ -92,5 +92,6 @@ class Log:
         if numbers == (0, 0):
             never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
             return Bounds(never_cut, False, oldest)
-        positions = {parse(head.decode()) for head in (newest, *heads) if head}
-        return Bounds(bool(entry) or numbers in positions, bool(entry), oldest)
+        is_newest = newest is not None and parse(newest.decode()) == numbers
+        is_newest_of_agents = numbers == max((parse(head.decode()) or (0, 0) for head in heads if head), default=None)
+        return Bounds(bool(entry) or is_newest or is_newest_of_agents, bool(entry), oldest)

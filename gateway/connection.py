@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trunkline.connection")
 
+MAX_PENDING = 32
+
 _PING = frames.ping()
 
 
@@ -38,7 +40,7 @@ class Connection:
     """A session, its socket and its place in the hub.
 
     What the client says is taken in order: while one message waits for somebody (a key set, a subscription in Redis, a
-    replay), the next ones wait in `_pending` and the socket is not read.
+    replay), the next ones wait in `_pending`; when those are many, the socket is not read.
     """
 
     __slots__ = (
@@ -83,7 +85,13 @@ class Connection:
 
     def receive(self, text: str) -> None:
         if self._pending is not None:
+            if not self._node.feed.is_connected and self.session.is_ping(text):
+                # Redis is away, and nobody knows how long: at least say that we are here.
+                self._say(self.dialect.say(PongSent(None)))
+                return
             self._pending.append(text)
+            if len(self._pending) >= MAX_PENDING:
+                self._wire.pause_reading()
         else:
             self.perform(self.session.receive(text, self._node.now()))
 
@@ -219,7 +227,6 @@ class Connection:
             # Only a renewal of the token leads here: it is taken while nothing else waits, and what it changes follows.
             work = _in_turn(self._task, work)
         self._pending = self._pending if self._pending is not None else deque()
-        self._wire.pause_reading()
         self._task = asyncio.create_task(self._work(work))
 
     async def _work(self, work: Coroutine[Any, Any, None]) -> None:

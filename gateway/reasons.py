@@ -15,7 +15,7 @@ class Reason(NamedTuple):
 
 INVALID_TOKEN = Reason("INVALID_TOKEN", "Token expired or invalid", frames.POLICY_VIOLATION)
 INVALID_MESSAGE = Reason("INVALID_MESSAGE", "The message cannot be understood")
-FORBIDDEN = Reason("FORBIDDEN", "The token does not name this workspace")
+FORBIDDEN = Reason("FORBIDDEN", "$.filters.workspace_id: the token does not name this workspace")
 TOO_MANY_SUBSCRIPTIONS = Reason("TOO_MANY_SUBSCRIPTIONS", "Too many concurrent subscriptions", frames.POLICY_VIOLATION)
 
 # Farewells: nothing is said but the close frame, unless a dialect has words for it.

@@ -130,6 +130,9 @@ class Wire(asyncio.Protocol):
             return
         response = ServerProtocol(logger=_silent).accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            # The library's words repeat what it was given.
+            response.body = b"not a valid WebSocket handshake (RFC 6455, section 4.2.1)\n"
+            del response.headers["Content-Length"]
             self._refuse(response)
             return
         self.write(response.serialize())
@@ -173,6 +176,8 @@ class Wire(asyncio.Protocol):
             self._answer_close(received.code)
         else:
             self.close(received.code, received.payload.decode())
+            # We read no frame after a violation, so not the client's answer either: the end of our side asks it to end.
+            self._transport.write_eof()
 
     def _answer_close(self, code: int) -> None:
         """The client leaves: give its code back, and end."""

@@ -32,7 +32,8 @@ local command, workspace_channel, agents = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message.
+-- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message. An
+-- ephemeral one has none, and says so: it was published on both channels, unlike a plain PUBLISH.
 local newest = redis.call('HGET', workspace, 'position') or '0-0'
 local newest_of, credits, seen = {}, {}, {}
 
@@ -49,7 +50,7 @@ for i = 9 + agents, #ARGV, 3 do
   seen[agent] = true
   if kind == '-' then
     positions[#positions + 1] = ''
-    messages[#messages + 1] = '{' .. body
+    messages[#messages + 1] = '{"prev":"",' .. body
   else
     local before = newest_of[agent] or redis.call('HGET', KEYS[3 + agent], 'position') or '0-0'
     local entry = '"prev":"' .. newest .. '","agent_prev":"' .. before .. '",' .. body
