@@ -18,19 +18,20 @@ Checking   Every `CHECK_SECONDS` the heads of all lines are read again; a line t
 import asyncio
 import logging
 import random
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import islice
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import hiredis
 
 from .address import Address
 from .errors import Invalid, Unavailable
 from .events import Carried, unpack
+from .healing import fill
 from .keyspace import Keyspace
+from .lines import Line, Taker, Want, Workspace
 from .log import Log
 from .positions import START, Position, is_after, order
 from .resp import Answer, Command, Connection, connect
@@ -50,100 +51,6 @@ _LEAVING = "we are leaving"
 # How the messages of publish.lua begin, durable and ephemeral ones; it publishes each on both of its channels.
 _DURABLE = b'{"id":"'
 _FROM_THE_SCRIPT = (_DURABLE, b'{"prev":"')
-
-# What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
-Want = tuple[str, str | None]
-
-
-class Gap(NamedTuple):
-    """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them.
-
-    `is_reset`: Redis knows less than we do, it lost its history, whether or not all of it had been handed on.
-    """
-
-    workspace: str
-    agents: frozenset[str] | None
-    since: Position
-    is_reset: bool = False
-
-
-class Taker:
-    """Who takes what the feed brings; the calls are synchronous and in order."""
-
-    def on_events(self, events: list[Carried]) -> None:
-        """A batch: all that one read from Redis brought, or a stretch of the log that had been missed."""
-
-    def on_gap(self, gap: Gap) -> None:
-        """Events were lost for good: whoever watched that must be told."""
-
-    def on_rejected(self, error: Invalid) -> None:
-        """A message on a channel was no event."""
-
-    def on_connection(self, *, is_up: bool) -> None:
-        """The connection to Redis was made or lost."""
-
-    def on_healed(self, events: int) -> None:
-        """A hole was filled with so many events from the log."""
-
-
-class Line:
-    """One channel, followed."""
-
-    __slots__ = (
-        "agent",
-        "channel",
-        "is_behind",
-        "is_joined",
-        "is_wanted",
-        "leave_at",
-        "position",
-        "read_to",
-        "workspace",
-    )
-
-    def __init__(self, workspace: "Workspace", agent: str | None, channel: str) -> None:
-        self.workspace = workspace
-        self.agent = agent
-        self.channel = channel
-        self.position: Position | None = None  # up to here all was handed on; None before the first join
-        self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
-        self.is_joined = False  # since the connection was made
-        self.is_behind = False  # its head stands elsewhere
-        self.is_wanted = True
-        self.leave_at = 0.0
-
-
-class Workspace:
-    """The lines of one workspace, and what waits while one of them has a hole."""
-
-    __slots__ = ("follows_whole", "healing", "held", "held_bytes", "lines", "name", "waiters", "wants")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.wants: Counter[str | None] = Counter()
-        self.lines: dict[str | None, Line] = {}
-        self.follows_whole = False
-        self.held: list[tuple[Line, Carried]] | None = None
-        self.held_bytes = 0
-        self.healing: asyncio.Task[None] | None = None
-        self.waiters: list[tuple[frozenset[str | None], asyncio.Future[Any]]] = []
-
-    def is_heard(self, line: Line) -> bool:
-        """True when this line's messages are the ones to hand on."""
-        return (line.agent is None) is self.follows_whole
-
-    def heard(self) -> Iterator[Line]:
-        return (line for line in self.lines.values() if self.is_heard(line))
-
-    def serves(self, agents: Iterable[str | None]) -> bool:
-        """True when everything of `agents` is being handed on as it arrives."""
-        if self.held is not None:
-            return False
-        if self.follows_whole:
-            agents = {None, *agents}
-        elif None in agents:
-            return False
-        return all((line := self.lines.get(agent)) is not None and line.is_joined for agent in agents)
 
 
 class Feed:
@@ -511,7 +418,7 @@ class Feed:
             while workspace.held is not None:
                 try:
                     async with self._healers:
-                        await self._fill(workspace)
+                        await fill(workspace, self._log, self._taker)
                 except Unavailable as error:
                     logger.warning("healing a workspace: %s", error)
                     await asyncio.sleep(pause)
@@ -523,56 +430,6 @@ class Feed:
         self._reconcile(workspace)
         self._wake(workspace)
 
-    async def _fill(self, workspace: Workspace) -> None:
-        """Hand on what the log holds behind the heard lines, a page at a time; tell what it no longer holds."""
-        heard = {line.agent: line for line in workspace.heard() if line.position is not None}
-        heads = await self._log.heads(workspace.name, list(heard))
-        behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
-        if not behind:
-            return
-        for agent, line in behind.items():
-            if line.position is not None and is_after(line.position, heads[agent]):
-                # Redis knows less than we do: it lost what it had acknowledged, or everything.
-                self._tell_gap(line, heads[agent])
-        after = min((line.position or START for line in behind.values()), key=order)
-        filled = 0
-        while any(line.position != heads[agent] for agent, line in behind.items()):
-            page = await self._log.page(workspace.name, after)
-            batch: list[Carried] = []
-            for event in page.events:
-                own = heard.get(None) or heard.get(event.agent_id or "")
-                if own is None or event.id is None or not is_after(event.id, own.position or START):
-                    continue
-                if (event.prev if own.agent is None else event.agent_prev) != own.position:
-                    self._hand_on(batch)
-                    filled, batch = filled + len(batch), []
-                    self._tell_gap(own, None)
-                own.position = own.read_to = Position(event.id)
-                batch.append(event)
-            self._hand_on(batch)
-            filled += len(batch)
-            after = page.end
-            if page.is_last:
-                break
-        for agent, line in behind.items():
-            line.is_behind = False
-            if is_after(heads[agent], line.position or START):
-                self._tell_gap(line, heads[agent])
-        if filled:
-            self._taker.on_healed(filled)
-
-    def _hand_on(self, batch: list[Carried]) -> None:
-        if batch:
-            self._taker.on_events(batch)
-
-    def _tell_gap(self, line: Line, position: Position | None) -> None:
-        """What follows `line.position` is lost; go on from `position`."""
-        agents = None if line.agent is None else frozenset((line.agent,))
-        is_reset = position is not None and is_after(line.position or START, position)
-        self._taker.on_gap(Gap(line.workspace.name, agents, line.position or START, is_reset))
-        if position is not None:
-            line.position = line.read_to = position
-
     def _release(self, workspace: Workspace) -> None:
         """Hand on what waited, but for what the log had already; hold again where it does not continue."""
         held, workspace.held = workspace.held or [], None
@@ -580,7 +437,8 @@ class Feed:
         for line, event in held:
             if workspace.lines.get(line.agent) is line:
                 self._follow(line, event, batch)
-        self._hand_on(batch)
+        if batch:
+            self._taker.on_events(batch)
 
 
 async def _all(futures: "list[asyncio.Future[None]]") -> None:

@@ -66,6 +66,10 @@ class Log:
             raise Unavailable(f"cannot read positions: {error}") from error
         return {agent: Position(head.decode()) if head else START for agent, head in zip(agents, answers, strict=True)}
 
+    async def oldest(self, workspace: str) -> Position | None:
+        """The oldest position in the log."""
+        return (await self.bounds(workspace, START)).oldest
+
     async def bounds(self, workspace: str, since: str, agents: Collection[str] = ()) -> Bounds:
         """Is `since` a position that history can go on from?
 

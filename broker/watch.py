@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 from .broker import Broker
 from .events import Carried, Event
-from .feed import Feed, Gap, Taker
+from .feed import Feed
 from .filters import Filter
+from .lines import Gap, Taker
 from .positions import Position, is_after
 
 
@@ -46,7 +47,7 @@ async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -
             (workspace,) = wanted.workspaces
             bounds = await broker.log.bounds(workspace, since, wanted.agents or ())
             if not bounds.is_valid:
-                yield Gap(workspace, wanted.agents, since)
+                yield Gap(workspace, wanted.agents, since, bounds.oldest)
             else:
                 is_last = False
                 while not is_last:

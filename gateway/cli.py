@@ -16,7 +16,7 @@ import uvloop
 
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
 from broker.events import pack
-from broker.feed import Gap
+from broker.lines import Gap
 from broker.watch import watch
 
 from . import app, auth, logs

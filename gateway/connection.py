@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from broker.feed import Gap
+from broker.lines import Gap
 
 from . import frames
 from .auth import Claims, Denied, UnknownKey, bearer
@@ -118,8 +118,9 @@ class Connection:
             self.session.receive_pong()  # it is us who do not read: silence is no fault of the client's
         self.perform(self.session.tick(now, self._node.hub.delivered_at(self)))
 
-    def gap(self, gap: Gap, oldest: str | None) -> None:
-        self.perform(self.session.gap(gap.workspace, gap.since, oldest, is_reset=gap.is_reset))
+    def gap(self, gap: Gap) -> None:
+        """Events of what this client watches are lost for good."""
+        self.perform(self.session.gap(gap.workspace, gap.since, gap.oldest, is_reset=gap.is_reset))
 
     # -- actions
 

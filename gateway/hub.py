@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from broker.events import Carried
-from broker.feed import Gap, Want
 from broker.filters import Filter
+from broker.lines import Gap, Want
 
 from . import frames
 from .dialects.base import Variant
@@ -33,6 +33,9 @@ class Member(Protocol):
     @property
     def write(self) -> Write:
         """Send ready-made frames."""
+
+    def gap(self, gap: Gap) -> None:
+        """Hear of lost events."""
 
 
 class Deliveries:

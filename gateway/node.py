@@ -11,10 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 from redis.exceptions import RedisError
 from websockets.http11 import Request
 
-from broker import Invalid, Unavailable
+from broker import Invalid
 from broker.broker import Broker
 from broker.events import Carried
-from broker.feed import Feed, Gap, Taker
+from broker.feed import Feed
+from broker.lines import Gap, Taker
 
 from .auth import Verifier
 from .clock import TICK_SECONDS, Wheel
@@ -54,7 +55,6 @@ class Node(Taker):
         self._lags: deque[float] = deque((0.0,), maxlen=LOOP_LAG_TICKS)
         self._dialects = {dialect.path: dialect for dialect in ALL}
         self._rejected_logged_at = float("-inf")
-        self._gap_tasks: set[asyncio.Task[None]] = set()
         self._read_gauges()
 
     @staticmethod
@@ -121,19 +121,8 @@ class Node(Taker):
     def on_gap(self, gap: Gap) -> None:
         self.metrics.gaps.add("said")
         logger.error("events of a workspace are lost for good%s", ": Redis lost its history" if gap.is_reset else "")
-        task = asyncio.create_task(self._tell_gap(gap))
-        self._gap_tasks.add(task)
-        task.add_done_callback(self._gap_tasks.discard)
-
-    async def _tell_gap(self, gap: Gap) -> None:
-        members = self.hub.touched(gap)
-        try:
-            oldest = (await self.broker.log.bounds(gap.workspace, gap.since)).oldest
-        except Unavailable:
-            oldest = None
-        for member in members:
-            if isinstance(member, Connection):
-                member.gap(gap, oldest)
+        for member in self.hub.touched(gap):
+            member.gap(gap)
 
     def on_rejected(self, error: Invalid) -> None:
         self.metrics.rejected.add()

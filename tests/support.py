@@ -57,14 +57,14 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str =
 
 
 def http(url: str, headers: dict[str, str] | None = None, timeout: float = 5.0) -> tuple[int, dict[str, str], bytes]:
-    """GET: status, headers, body. 0 when nobody answers."""
+    """GET: status, headers (by lower-case name), body. 0 when nobody answers."""
     request = urllib.request.Request(url, headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status, dict(answer.headers), answer.read()
+            return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, dict(error.headers), error.read()
+            return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
     except OSError:
         return 0, {}, b""
 

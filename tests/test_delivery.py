@@ -249,8 +249,7 @@ async def test_who_stops_reading_is_closed_and_a_thousand_others_notice_nothing(
     for client in (*others, slow):
         client.subscribe(agent_id="agent-1")
     slow.subscribe(agent_id="agent-flood")
-    for client in (*others, slow):
-        await client.synchronise()
+    await asyncio.gather(*(client.synchronise() for client in (*others, slow)))
 
     async def lags(events: int) -> list[float]:
         """Publish at a steady rate; how long each event took to each of the others."""

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from broker import Broker, Event, Filter, Invalid
 from broker import feed as feeds
 from broker.events import Carried
-from broker.feed import Feed, Gap, Taker, Want
+from broker.feed import Feed
+from broker.lines import Gap, Taker, Want
 from broker.local import LocalRedis
 from broker.watch import watch
 
@@ -172,7 +173,7 @@ async def test_what_the_log_has_lost_meanwhile_is_told_as_a_gap(redis: LocalRedi
         middle.cut()
         middle.go_on()
         await until(lambda: taken.events[-1].event().data["step"] == 199)
-        assert taken.gaps == [Gap(WORKSPACE, None, seen[-1])]
+        assert taken.gaps == [Gap(WORKSPACE, None, seen[-1], taken.events[10].id)]
         assert taken.steps() == [*range(10), *range(150, 200)]
 
 
@@ -185,7 +186,7 @@ async def test_a_redis_that_lost_its_history_is_told_as_a_reset(prefix: str) -> 
             await asyncio.to_thread(redis.start)
             await broker.publish(progress(2))
             await until(lambda: taken.steps() == [1, 2] and taken.gaps)
-            assert [(gap.since, gap.agents) for gap in taken.gaps] == [(position, None)]
+            assert [(gap.since, gap.agents, gap.is_reset) for gap in taken.gaps] == [(position, None, True)]
             await broker.publish(progress(3))
             await until(lambda: taken.steps() == [1, 2, 3])
 
@@ -314,3 +315,22 @@ async def test_watching_from_a_position_gives_history_then_what_is_live(redis_ur
                 if len(seen) == 600:
                     break
         assert seen == list(range(101, 1300, 2))
+
+
+async def test_a_plain_publish_on_an_agents_channel_arrives_though_somebody_watches_the_whole_workspace(
+    redis_url: str, prefix: str
+) -> None:
+    wants = [(WORKSPACE, None), (WORKSPACE, "agent-1")]
+    plain = b'{"type":"task.progress","data":{"task_id":"t","step":%d}}'
+    live = progress(2)
+    live.ephemeral = True
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
+        await broker.redis.publish(broker.keys.channel(WORKSPACE, "agent-1"), plain % 1)
+        await broker.publish_many([live, progress(3)])
+        await broker.redis.publish(broker.keys.channel(WORKSPACE, "agent-1"), plain % 4)
+        await broker.redis.publish(broker.keys.channel(WORKSPACE), plain % 5)
+        await until(lambda: len(taken.events) >= 5)
+        feed.unwant([(WORKSPACE, None)])
+        await broker.publish(progress(6))
+        await until(lambda: taken.steps()[-1] == 6)
+        assert taken.steps() == [1, 2, 3, 4, 5, 6]

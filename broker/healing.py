@@ -1,0 +1,60 @@
+"""Healing: a workspace's lines are brought up to their heads from the log, and what the log has lost is told."""
+
+from .events import Carried
+from .lines import Gap, Line, Taker, Workspace
+from .log import Log
+from .positions import START, Position, is_after, order
+
+
+async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
+    """Hand on what the log holds behind the heard lines, a page at a time; tell what it no longer holds."""
+    heard = {line.agent: line for line in workspace.heard() if line.position is not None}
+    heads = await log.heads(workspace.name, list(heard))
+    behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
+    if not behind:
+        return
+    for agent, line in behind.items():
+        if line.position is not None and is_after(line.position, heads[agent]):
+            # Redis knows less than we do: it lost what it had acknowledged, or everything.
+            _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=True)
+            line.position = line.read_to = heads[agent]
+    after = min((line.position or START for line in behind.values()), key=order)
+    filled = 0
+    while any(line.position != heads[agent] for agent, line in behind.items()):
+        page = await log.page(workspace.name, after)
+        batch: list[Carried] = []
+        for event in page.events:
+            own = heard.get(None) or heard.get(event.agent_id or "")
+            if own is None or event.id is None or not is_after(event.id, own.position or START):
+                continue
+            prev = (event.prev if own.agent is None else event.agent_prev) or START
+            if prev != own.position:
+                _hand_on(taker, batch)
+                filled, batch = filled + len(batch), []
+                # A chain that goes on from before our position is another history than the one we followed.
+                _tell_gap(taker, own, Position(event.id), is_reset=is_after(own.position or START, prev))
+            own.position = own.read_to = Position(event.id)
+            batch.append(event)
+        _hand_on(taker, batch)
+        filled += len(batch)
+        after = page.end
+        if page.is_last:
+            break
+    for agent, line in behind.items():
+        line.is_behind = False
+        if is_after(heads[agent], line.position or START):
+            _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=False)
+            line.position = line.read_to = heads[agent]
+    if filled:
+        taker.on_healed(filled)
+
+
+def _hand_on(taker: Taker, batch: list[Carried]) -> None:
+    if batch:
+        taker.on_events(batch)
+
+
+def _tell_gap(taker: Taker, line: Line, oldest: Position | None, *, is_reset: bool) -> None:
+    """What followed `line.position` is lost."""
+    agents = None if line.agent is None else frozenset((line.agent,))
+    taker.on_gap(Gap(line.workspace.name, agents, line.position or START, oldest, is_reset))

@@ -1,0 +1,106 @@
+"""Lines: the channels that a feed follows, each a chain of positions, and what stands between them in one workspace."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .errors import Invalid
+from .events import Carried
+from .positions import START, Position
+
+# What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
+Want = tuple[str, str | None]
+
+
+class Gap(NamedTuple):
+    """Durable events of `workspace` may be missing after `since`; `agents` is None when it may be any of them.
+
+    `oldest` is the oldest position that the log still holds. `is_reset`: Redis lost history that we know of and goes on
+    with another; of that, nothing is known to be missing.
+    """
+
+    workspace: str
+    agents: frozenset[str] | None
+    since: Position
+    oldest: Position | None = None
+    is_reset: bool = False
+
+
+class Taker:
+    """Who takes what the feed brings; the calls are synchronous and in order."""
+
+    def on_events(self, events: list[Carried]) -> None:
+        """A batch: all that one read from Redis brought, or a stretch of the log that had been missed."""
+
+    def on_gap(self, gap: Gap) -> None:
+        """Events were lost for good: whoever watched that must be told."""
+
+    def on_rejected(self, error: Invalid) -> None:
+        """A message on a channel was no event."""
+
+    def on_connection(self, *, is_up: bool) -> None:
+        """The connection to Redis was made or lost."""
+
+    def on_healed(self, events: int) -> None:
+        """A hole was filled with so many events from the log."""
+
+
+class Line:
+    """One channel, followed."""
+
+    __slots__ = (
+        "agent",
+        "channel",
+        "is_behind",
+        "is_joined",
+        "is_wanted",
+        "leave_at",
+        "position",
+        "read_to",
+        "workspace",
+    )
+
+    def __init__(self, workspace: "Workspace", agent: str | None, channel: str) -> None:
+        self.workspace = workspace
+        self.agent = agent
+        self.channel = channel
+        self.position: Position | None = None  # up to here all was handed on; None before the first join
+        self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
+        self.is_joined = False  # since the connection was made
+        self.is_behind = False  # its head stands elsewhere
+        self.is_wanted = True
+        self.leave_at = 0.0
+
+
+class Workspace:
+    """The lines of one workspace, and what waits while one of them has a hole."""
+
+    __slots__ = ("follows_whole", "healing", "held", "held_bytes", "lines", "name", "waiters", "wants")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wants: Counter[str | None] = Counter()
+        self.lines: dict[str | None, Line] = {}
+        self.follows_whole = False
+        self.held: list[tuple[Line, Carried]] | None = None
+        self.held_bytes = 0
+        self.healing: asyncio.Task[None] | None = None
+        self.waiters: list[tuple[frozenset[str | None], asyncio.Future[Any]]] = []
+
+    def is_heard(self, line: Line) -> bool:
+        """True when this line's messages are the ones to hand on."""
+        return (line.agent is None) is self.follows_whole
+
+    def heard(self) -> Iterator[Line]:
+        return (line for line in self.lines.values() if self.is_heard(line))
+
+    def serves(self, agents: Iterable[str | None]) -> bool:
+        """True when everything of `agents` is being handed on as it arrives."""
+        if self.held is not None:
+            return False
+        if self.follows_whole:
+            agents = {None, *agents}
+        elif None in agents:
+            return False
+        return all((line := self.lines.get(agent)) is not None and line.is_joined for agent in agents)

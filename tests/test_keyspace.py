@@ -1,0 +1,108 @@
+"""Keys and channels: each name says one thing, and all names of a workspace lie in one slot of a Cluster."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from broker import Invalid
+from broker.keyspace import TABLE, Keyspace, check_id, check_workspace
+
+KEYS = Keyspace("trunkline")
+
+# Every kind of name there is, of a workspace and what is in it.
+KINDS: dict[str, Callable[[str, str], str]] = {
+    "log:{workspace}": lambda workspace, _: KEYS.log(workspace),
+    "workspace:{workspace}": lambda workspace, _: KEYS.workspace(workspace),
+    "agent:{workspace}:<agent>": KEYS.agent,
+    "producer:{workspace}:<producer>": KEYS.producer,
+    "events:{workspace}": lambda workspace, _: KEYS.channel(workspace),
+    "events:{workspace}:<agent>": KEYS.channel,
+}
+
+ids = st.text(min_size=1, max_size=255).filter(str.isprintable) | st.text("{}:*-a", min_size=1, max_size=6)
+workspaces = ids.filter(lambda name: not set("{}") & set(name))
+
+
+def test_the_table_lists_every_name_and_the_names_are_what_it_lists() -> None:
+    assert [row.name for row in TABLE] == list(KINDS)
+    for pattern, name in KINDS.items():
+        expected = "trunkline:" + pattern.replace("workspace}", "ws-1}").replace("<agent>", "a").replace(
+            "<producer>", "a"
+        )
+        assert name("ws-1", "a") == expected
+    for row in TABLE:
+        assert row.type in ("stream", "hash", "channel")
+        assert row.holds
+        assert row.writer
+        assert row.lifetime or row.type == "channel"
+
+
+@given(workspaces, workspaces, ids, ids)
+@settings(deadline=None)
+def test_two_names_are_equal_only_when_all_they_say_is(one: str, other: str, a: str, b: str) -> None:
+    named: dict[str, tuple[str, ...]] = {}
+    for pattern, name in KINDS.items():
+        for workspace in (one, other):
+            for inner in (a, b):
+                said = (pattern, workspace, inner) if "<" in pattern else (pattern, workspace)
+                assert named.setdefault(name(workspace, inner), said) == said
+
+
+@given(workspaces, ids)
+@settings(deadline=None)
+def test_all_names_of_a_workspace_lie_in_one_slot(workspace: str, inner: str) -> None:
+    slots = {key_slot(name(workspace, inner).encode()) for name in KINDS.values()}
+    assert slots == {key_slot(workspace.encode())}
+
+
+def test_events_without_an_agent_have_the_empty_name() -> None:
+    assert KEYS.agent("ws-1", None) == KEYS.agent("ws-1", "") == "trunkline:agent:{ws-1}:"
+    assert KEYS.channel("ws-1", "") == "trunkline:events:{ws-1}:"
+    assert KEYS.channel("ws-1") == KEYS.channel("ws-1", None) == "trunkline:events:{ws-1}"
+
+
+def test_the_head_of_a_channel_is_the_hash_with_its_newest_position() -> None:
+    assert KEYS.head("ws-1") == KEYS.workspace("ws-1")
+    assert KEYS.head("ws-1", "a") == KEYS.agent("ws-1", "a")
+    assert KEYS.head("ws-1", "") == KEYS.agent("ws-1", "")
+
+
+def test_names_of_different_prefixes_differ() -> None:
+    assert Keyspace("a:b").log("ws") == "a:b:log:{ws}"
+    assert Keyspace("a").log("ws") != Keyspace("b").log("ws")
+
+
+@pytest.mark.parametrize("prefix", ["", "{a}", "a}", "a b", " ", "a\n", "a\r", "a\t"])
+def test_a_prefix_that_breaks_names_is_refused(prefix: str) -> None:
+    with pytest.raises(Invalid) as invalid:
+        Keyspace(prefix)
+    assert invalid.value.path == "prefix"
+
+
+GOOD_IDS = ["a", "agent-123", "exec_abc", "*", "a:b", "a b", "Größe", "世界", "🎉", "x" * 255, "{a}", "}"]
+BAD_IDS = ["", "x" * 256, "a\n", "\t", "\x00", "\x7f", "\u2028", "\u200b", "\ud800", 5, None, b"a", ["a"], True]
+
+
+@pytest.mark.parametrize("value", GOOD_IDS)
+def test_an_id_is_any_printable_text_of_255_characters_at_most(value: str) -> None:
+    assert check_id(value, "$.agent_id") == value
+    if not re.search("[{}]", value):
+        assert check_workspace(value, "$.workspace_id") == value
+
+
+@pytest.mark.parametrize("value", BAD_IDS, ids=repr)
+def test_anything_else_is_no_id_and_said_with_its_path(value: object) -> None:
+    for check in (check_id, check_workspace):
+        with pytest.raises(Invalid) as invalid:
+            check(value, "$.some.path")
+        assert invalid.value.path == "$.some.path"
+
+
+@pytest.mark.parametrize("value", ["{", "}", "{a}", "a{b", "a}:x"])
+def test_a_workspace_has_no_braces_as_a_cluster_reads_them(value: str) -> None:
+    with pytest.raises(Invalid):
+        check_workspace(value, "$.workspace_id")
