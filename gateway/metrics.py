@@ -17,41 +17,45 @@ PREFIX = "trunkline_"
 
 
 class Counter:
-    """A figure that only grows, by label value; without a label its value is `""`."""
+    """A figure that only grows, for each combination of label values."""
 
-    __slots__ = ("help", "label", "name", "values")
+    __slots__ = ("help", "labels", "name", "values")
 
-    def __init__(self, name: str, help: str, label: str | None = None) -> None:  # noqa: A002 (Prometheus' word)
+    def __init__(self, name: str, help: str, *labels: str) -> None:  # noqa: A002 (Prometheus' word)
         self.name = name
         self.help = help
-        self.label = label
-        self.values: dict[str, float] = {} if label else {"": 0}
+        self.labels = labels
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
 
-    def add(self, value: str = "", amount: float = 1) -> None:
-        self.values[value] = self.values.get(value, 0) + amount
+    def add(self, *values: str, amount: float = 1) -> None:
+        self.values[values] = self.values.get(values, 0) + amount
+
+    def set(self, *values: str, amount: float) -> None:
+        """For what is counted elsewhere."""
+        self.values[values] = amount
 
     def collect(self) -> Metric:
-        family = CounterMetricFamily(PREFIX + self.name, self.help, labels=[self.label] if self.label else [])
-        for value, amount in self.values.items():
-            family.add_metric([value] if self.label else [], amount)
+        family = CounterMetricFamily(PREFIX + self.name, self.help, labels=self.labels)
+        for values, amount in self.values.items():
+            family.add_metric(values, amount)
         return family
 
 
 class Gauge:
     """A figure that is asked for when Prometheus asks; by label value, or a single one under `""`."""
 
-    __slots__ = ("help", "label", "name", "read")
+    __slots__ = ("help", "labels", "name", "read")
 
-    def __init__(self, name: str, help: str, label: str | None = None) -> None:  # noqa: A002
+    def __init__(self, name: str, help: str, *labels: str) -> None:  # noqa: A002
         self.name = name
         self.help = help
-        self.label = label
+        self.labels = labels
         self.read: Callable[[], Mapping[str, float]] = dict
 
     def collect(self) -> Metric:
-        family = GaugeMetricFamily(PREFIX + self.name, self.help, labels=[self.label] if self.label else [])
+        family = GaugeMetricFamily(PREFIX + self.name, self.help, labels=self.labels)
         for value, amount in self.read().items():
-            family.add_metric([value] if self.label else [], amount)
+            family.add_metric([value] if self.labels else [], amount)
         return family
 
 
@@ -79,16 +83,6 @@ class Histogram:
         return family
 
 
-class Closed(Counter):
-    """Closed connections have two labels: the dialect and the close code."""
-
-    def collect(self) -> Metric:
-        family = CounterMetricFamily(PREFIX + self.name, self.help, labels=["dialect", "code"])
-        for value, amount in self.values.items():
-            family.add_metric(value.split(" "), amount)
-        return family
-
-
 _LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZE_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -99,8 +93,8 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.connections = Gauge("connections", "WebSocket connections open now", "dialect")
         self.opened = Counter("connections_opened", "WebSocket connections opened", "dialect")
-        self.closed = Closed(
-            "connections_closed", "WebSocket connections closed, by the close code that ended them", "dialect"
+        self.closed = Counter(
+            "connections_closed", "WebSocket connections closed, by the close code that ended them", "dialect", "code"
         )
         self.handshakes_refused = Counter(
             "handshakes_refused", "WebSocket handshakes answered with an HTTP error", "status"
@@ -141,10 +135,10 @@ class Metrics(Collector):
         self.draining = Gauge("draining", "1 while the node is leaving, else 0")
         # A series that first appears with its first 1 shows no increase: those that alerts watch begin at 0.
         for outcome in ("healed", "said"):
-            self.gaps.add(outcome, 0)
+            self.gaps.set(outcome, amount=0)
         for dialect in ALL:
-            self.slow_consumers.add(dialect.name, 0)
-            self.opened.add(dialect.name, 0)
+            self.slow_consumers.set(dialect.name, amount=0)
+            self.opened.set(dialect.name, amount=0)
 
     def collect(self) -> Iterable[Metric]:
         return [metric.collect() for metric in vars(self).values()]

@@ -103,7 +103,7 @@ class Node(Taker):
         self.connections.discard(connection)
         self._open[connection.dialect.name] -= 1
         known = str(code) if code in KNOWN_CLOSE_CODES else "other"
-        self.metrics.closed.add(f"{connection.dialect.name} {known}")
+        self.metrics.closed.add(connection.dialect.name, known)
 
     def max_message_bytes(self, dialect: Dialect) -> int:
         return self.settings.max_message_bytes or dialect.limits.max_message_bytes
@@ -112,7 +112,7 @@ class Node(Taker):
 
     def on_events(self, events: list[Carried]) -> None:
         metrics = self.metrics
-        metrics.received.values[""] += len(events)
+        metrics.received.add(amount=len(events))
         metrics.batch.observe(len(events))
         self.hub.dispatch(events, self.now())
         if (first := events[0].id) is not None:
@@ -205,5 +205,5 @@ class Node(Taker):
         """Bring the hub's counts into the metrics; when Prometheus asks."""
         for dialect in ALL:
             deliveries = self.hub.deliveries.get(dialect.name)
-            self.metrics.delivered.values[dialect.name] = deliveries.events if deliveries else 0
-            self.metrics.sent_bytes.values[dialect.name] = deliveries.bytes if deliveries else 0
+            self.metrics.delivered.set(dialect.name, amount=deliveries.events if deliveries else 0)
+            self.metrics.sent_bytes.set(dialect.name, amount=deliveries.bytes if deliveries else 0)
