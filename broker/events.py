@@ -234,24 +234,26 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
 def _lift_raw(event: Carried, kind: EventType, fields: Any) -> None:
     """Lift the ids that `fields` found in `data`. Raises `Invalid` where one is another than beside `data`."""
     raw = bytes(event.data)
-    for name, value in (
-        (kind.subject or "", fields.lifted_subject),
-        ("agent_id", fields.lifted_agent),
-        ("workspace_id", fields.lifted_workspace),
-    ):
-        if value is UNSET or not name:
-            continue
-        if getattr(event, name) not in (None, value):
-            raise Invalid(f"$.data.{name}", f"another than $.{name}")
-        setattr(event, name, value)
-        first = b'{"%b":%b,' % (name.encode(), _encode(value))
-        if raw.startswith(first) and raw.count(first[1:-1]) == 1:
-            raw = b"{" + raw[len(first) :]
-        else:
-            data = msgspec.json.decode(raw)
-            del data[name]
-            raw = _encode(data)
+    if fields.lifted_subject is not UNSET and kind.subject is not None:
+        raw = _lift_one(event, kind.subject, fields.lifted_subject, raw)
+    if fields.lifted_agent is not UNSET:
+        raw = _lift_one(event, "agent_id", fields.lifted_agent, raw)
+    if fields.lifted_workspace is not UNSET:
+        raw = _lift_one(event, "workspace_id", fields.lifted_workspace, raw)
     event.data = msgspec.Raw(raw)
+
+
+def _lift_one(event: Carried, name: str, value: str, raw: bytes) -> bytes:
+    """Give `event` the id `value`; answers `raw` without it."""
+    if getattr(event, name) not in (None, value):
+        raise Invalid(f"$.data.{name}", f"another than $.{name}")
+    setattr(event, name, value)
+    first = f'{{"{name}":"{value}",'.encode()
+    if raw.startswith(first):  # as the documents write it: nothing need be parsed
+        return b"{" + raw[len(first) :]
+    data = msgspec.json.decode(raw)
+    del data[name]
+    return _encode(data)
 
 
 def _kind(name: object) -> EventType:

@@ -6,6 +6,7 @@ In:  `Parser.feed` takes bytes cut anywhere and answers what they complete. It e
      bounded message. A violation is the last thing it answers; nothing is read after it or after a close frame.
 """
 
+from struct import Struct
 from typing import NamedTuple
 
 try:
@@ -28,6 +29,8 @@ INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 
+_HEAD_16 = Struct(">BBH").pack
+
 _MAY_BE_RECEIVED = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014}
 _MAX_CONTROL_BYTES = 125
 
@@ -36,7 +39,7 @@ def text(payload: bytes) -> bytes:
     """A text frame."""
     length = len(payload)
     if 126 <= length < 0x10000:  # most events are
-        return b"\x81\x7e" + length.to_bytes(2) + payload
+        return _HEAD_16(0x81, 126, length) + payload
     return _head(TEXT, length) + payload
 
 

@@ -75,20 +75,13 @@ class Group:
                 self.held, self.held_bytes, self.has_overflowed = [], 0, True
             return
         self.delivered_at = now
-        if len(events) == 1:
-            if (frame := frame_of(events[0], self.variant)) is not None:
-                self._write(1, frame)
-            return
-        for count, data in frames_of(events, self.variant):
-            self._write(count, data)
-
-    def _write(self, count: int, data: bytes) -> None:
-        """Write the frames of `count` events to every member, and count that once for all."""
         members, deliveries = self.members, self.deliveries
-        for write in members.values():
-            write(data)
-        deliveries.events += count * len(members)
-        deliveries.bytes += len(data) * len(members)
+        for count, data in frames_of(events, self.variant):
+            for write in members.values():
+                write(data)
+            # Counted once for all of them.
+            deliveries.events += count * len(members)
+            deliveries.bytes += len(data) * len(members)
 
 
 def frame_of(event: Carried, variant: Variant) -> bytes | None:
@@ -103,6 +96,9 @@ def frame_of(event: Carried, variant: Variant) -> bytes | None:
 
 def frames_of(events: list[Carried], variant: Variant) -> Sequence[tuple[int, bytes]]:
     """The frames of `events`, joined, with their number; in pieces of bounded size."""
+    if len(events) == 1:
+        frame = frame_of(events[0], variant)
+        return () if frame is None else ((1, frame),)
     made = [frame for event in events if (frame := frame_of(event, variant)) is not None]
     size = sum(map(len, made))
     if size <= MAX_WRITE_BYTES:
@@ -163,8 +159,13 @@ class Index:
 
     def match(self, event: Carried, owed: dict[Group, list[Carried]]) -> None:
         """Owe `event` to each group that wants it, once."""
-        kind, subject, agent = event.type, event.subject, event.agent_id or ""
-        for place in (self.subjects.get(subject or ""), self.agents.get(agent), self.everything):
+        kind, agent = event.type, event.agent_id or ""
+        subject = event.task_id or event.inference_id or event.execution_id
+        for place in (
+            self.subjects.get(subject) if subject is not None else None,
+            self.agents.get(agent),
+            self.everything,
+        ):
             if not place:
                 continue
             for group, filters in place.items():

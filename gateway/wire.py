@@ -30,6 +30,9 @@ _silent = logging.getLogger("trunkline.wire.handshake")
 _silent.disabled = True
 
 
+# Without extensions and subprotocols it keeps nothing of a request that it judges: one serves all.
+_JUDGE = ServerProtocol(logger=_silent)
+
 _HEADERS = frozenset(
     {
         "connection", "upgrade", "origin", "authorization",
@@ -128,7 +131,7 @@ class Wire(asyncio.Protocol):
             logger.exception("a handshake failed")
             self._refuse(Response(500, "Internal Server Error", Headers()))
             return
-        response = ServerProtocol(logger=_silent).accept(request)
+        response = _JUDGE.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             # The library's words repeat what it was given.
             response.body = b"not a valid WebSocket handshake (RFC 6455, section 4.2.1)\n"

@@ -149,7 +149,7 @@ class _Envelope(msgspec.Struct, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_QUOTE = ord('"')
+_QUOTE = ord('"')  # the second character of nearly every object: one with members, and without spaces
 
 
 def encode_both(event: Carried) -> bytes | None:
@@ -162,7 +162,10 @@ def encode_both(event: Carried) -> bytes | None:
 def encode_flat(event: Carried) -> bytes | None:
     if event.type not in TYPES:
         return None
-    return b"".join((_top(event), _members(bytes(event.data)), b"}"))
+    data = bytes(event.data)
+    if data[1] == _QUOTE:
+        return b"".join((_top(event), b",", data[1:]))
+    return b"".join((_top(event), _members(data), b"}"))
 
 
 def encode_nested(event: Carried) -> bytes | None:
@@ -179,8 +182,6 @@ def _top(event: Carried) -> bytes:
 
 def _members(data: bytes) -> bytes:
     """The members of an object, with a comma before them; nothing for an empty one."""
-    if data[1] == _QUOTE:  # at once for nearly all
-        return b"," + data[1:-1]
     inner = data[1:-1].strip()
     return b"," + inner if inner else b""
 
