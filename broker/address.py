@@ -2,7 +2,6 @@
 
 import ssl
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
@@ -15,6 +14,9 @@ from .errors import Invalid
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 POOL_CONNECTIONS = 64
+
+
+_PARTS = {"host", "port", "path", "db", "username", "password", "connection_class"}
 
 
 class Address(NamedTuple):
@@ -36,14 +38,16 @@ class Address(NamedTuple):
 
 def read(url: str) -> Address:
     """Read a Redis URL. Raises `Invalid`, never with the password in its words."""
-    scheme = urlsplit(url).scheme
+    scheme, _, _ = url.partition("://")
     if scheme not in ("redis", "rediss", "unix"):
-        raise Invalid("redis_url", f"expected redis://, rediss:// or unix://, got {scheme or 'no scheme'}")
+        raise Invalid("redis_url", "expected redis://, rediss:// or unix://, got another scheme")
     try:
         parts: dict[str, Any] = dict(parse_url(url))
     except (ValueError, TypeError):
         # Its own words may hold the URL, and that a password.
         raise Invalid("redis_url", "not a Redis URL, as redis://[user:password@]host:6379/0") from None
+    if unknown := {name for name in parts if name not in _PARTS and not name.startswith("ssl_")}:
+        raise Invalid("redis_url", f"no option {min(unknown)!r}; there are db and those of TLS (ssl_…)")
     return Address(
         url=url,
         host=parts.get("host") or "localhost",

@@ -79,10 +79,8 @@ class Verifier:
                 raise Denied("expired") from None
             except jwt.InvalidAlgorithmError:
                 pass  # signed in another way than with this key
-            except jwt.InvalidTokenError as error:
-                raise Denied("malformed" if type(error) is jwt.DecodeError else "claims") from None
-            except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
-                raise Denied("claims") from None
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+                raise Denied("claims" if _has_header(token) else "malformed") from None
         raise denied
 
     def _candidates(self, token: str) -> list[tuple[str, Any]]:
@@ -91,7 +89,7 @@ class Verifier:
             return self._keys
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise Denied("malformed") from None
         algorithm, kid = header.get("alg"), header.get("kid")
         candidates = [key for key in self._keys if key[0] == algorithm]
@@ -154,10 +152,17 @@ class Verifier:
             self._fetched = {
                 str(key.key_id): (key.algorithm_name, key.key) for key in keys if key.algorithm_name[:2] != "HS"
             }
-        except (OSError, ValueError, jwt.PyJWTError) as error:
-            logger.error("cannot fetch the key set: %s", error)
+        except Exception as error:
+            logger.error("cannot fetch the key set: %s", error or type(error).__name__)
         finally:
             self._refreshing = None
+
+
+def _has_header(token: str) -> bool:
+    try:
+        return bool(jwt.get_unverified_header(token))
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return False
 
 
 def bearer(text: str) -> str:

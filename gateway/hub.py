@@ -230,10 +230,11 @@ class Hub:
             del self._groups[group.key]
             for wanted in group.interest:
                 for workspace in wanted.workspaces:
-                    index = self._indexes[workspace]
-                    index.remove(group, wanted)
-                    if index.is_empty:
-                        del self._indexes[workspace]
+                    index = self._indexes.get(workspace)  # another filter may have emptied it
+                    if index is not None:
+                        index.remove(group, wanted)
+                        if index.is_empty:
+                            del self._indexes[workspace]
 
     def delivered_at(self, member: Member) -> float:
         """When an event went out to `member` last, as far as its group knows."""

@@ -17,7 +17,7 @@ _SECRETS = re.compile(
       (?P<jwt> eyJ[\w-]{4,}(?:\.[\w-]*){0,2} )                           # a JSON Web Token, or the start of one
     | (?P<query> (?<=[?&])(?:access_)?token=) [^&\s"'\#]*
     | (?P<bearer> \bBearer(?:\s|%20|\+)+) [^\s"',;]+
-    | (?P<field> "(?:token|access_token|password|secret)"\s*:\s*) (?:"(?:[^"\\]|\\.)*"?|\S+)
+    | (?P<field> (?:token|access_token|password|secret)"\s*:\s*) (?:"(?:[^"\\]|\\.)*"?|\S+)
     | (?P<header> (?i:\bauthorization|\bcookie)\s*[:=]\s*) [^\r\n]+
     | (?P<key> x-api-key[.]) [^\s"',;]+
     | (?P<url> \w+://[^\s/:@]*:) [^\s/@]+ (?=@)                             # user:password@ in a URL
@@ -42,10 +42,10 @@ class JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": mask(record.getMessage()),
+            "message": mask(_said(record)),
         }
         if record.exc_info:
-            fields["error"] = mask(self.formatException(record.exc_info))
+            fields["error"] = mask(_sound(self.formatException(record.exc_info)))
         return msgspec.json.encode(fields).decode()
 
 
@@ -53,10 +53,19 @@ class Readable(logging.Formatter):
     """For people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)[11:23]} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
+        line = f"{_time(record)[11:23]} {record.levelname.lower():7} {record.name}: {_said(record)}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + _sound(self.formatException(record.exc_info))
         return mask(line)
+
+
+def _said(record: logging.LogRecord) -> str:
+    return _sound(record.getMessage())
+
+
+def _sound(text: str) -> str:
+    """`text` as it can be written: what is no Unicode stands as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -19,6 +19,7 @@ from broker.keyspace import Keyspace
 VARIABLE_PREFIX = "TRUNKLINE_"
 
 Seconds = float
+YEAR = 365 * 24 * 3600
 
 
 def _m(description: str, **bounds: Any) -> Meta:
@@ -62,25 +63,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_events: Annotated[int, _m("durable events kept per workspace", ge=1)] = 10_000
     log_seconds: Annotated[int, _m("seconds that durable events are kept", ge=1)] = 3600
 
-    auth_seconds: Annotated[Seconds, _m("seconds in which a client must have authenticated", gt=0)] = 10.0
+    auth_seconds: Annotated[Seconds, _m("seconds in which a client must have authenticated", gt=0, le=YEAR)] = 10.0
     heartbeat_seconds: Annotated[
-        Seconds, _m("seconds between two pings to a client; the third unanswered one ends the connection", gt=0)
+        Seconds,
+        _m("seconds between two pings to a client; the third unanswered one ends the connection", gt=0, le=YEAR),
     ] = 30.0
     idle_seconds: Annotated[
-        Seconds, _m("seconds without an event or a message after which a MaxiCore connection is closed", gt=0)
+        Seconds, _m("seconds without an event or a message after which a MaxiCore connection is closed", gt=0, le=YEAR)
     ] = 1800.0
     max_message_bytes: Annotated[int, _m("largest message a client may send; 0: what its protocol says", ge=0)] = 0
     max_backlog_bytes: Annotated[
         int, _m("bytes that may wait for a slow client before it is closed with 1013", ge=1024)
     ] = 1024 * 1024
     slow_close_seconds: Annotated[
-        Seconds, _m("seconds a closed client has to read what is left before it is cut off", gt=0)
+        Seconds, _m("seconds a closed client has to read what is left before it is cut off", gt=0, le=YEAR)
     ] = 5.0
 
     drain_wait_seconds: Annotated[
-        Seconds, _m("seconds between not ready and the first close, for balancers to notice", ge=0)
+        Seconds, _m("seconds between not ready and the first close, for balancers to notice", ge=0, le=YEAR)
     ] = 3.0
-    drain_seconds: Annotated[Seconds, _m("seconds over which a leaving node spreads its closes", ge=0)] = 10.0
+    drain_seconds: Annotated[Seconds, _m("seconds over which a leaving node spreads its closes", ge=0, le=YEAR)] = 10.0
 
     def check(self) -> None:
         """What bounds of single fields cannot say. Raises `Invalid` with the field's name."""

@@ -23,7 +23,8 @@ import redis.asyncio
 import websockets
 from websockets.protocol import OPEN, Protocol, Side
 
-from broker import Broker
+from broker import Broker, Invalid
+from broker.events import unpack
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
 
@@ -388,6 +389,10 @@ REQUESTS: dict[str, bytes] = {
 
 # These may be taken for good: they are answered with a WebSocket, or with what an operator asks for.
 BEARABLE = {
+    "no version of HTTP",
+    "HTTP/1.0",
+    "an absolute address of nobody",
+    "an extension that is none",
     "two hosts",
     "no host",
     "two upgrades",
@@ -408,8 +413,8 @@ async def test_requests_that_are_none_are_refused_and_never_an_error_of_ours(pla
                 connection.send(data)
                 if ends:
                     connection.writer.write_eof()
-                elif not data.endswith(b"\r\n\r\n"):
-                    return  # half of something: more could come
+                elif not data.strip() or not data.endswith(b"\r\n\r\n"):
+                    return  # more could come
                 answer = await connection.answer()
             status = int(answer.split()[1]) if answer else 0
             assert status != 500, (name, answer)
@@ -484,9 +489,11 @@ SIGNED: list[dict[str, Any]] = [
 
 async def test_tokens_that_are_none_are_refused_wherever_they_stand(place: Neighbourhood) -> None:
     async def converse(client: Client) -> list[str]:
-        with contextlib.suppress(websockets.ConnectionClosed):
+        try:
             await client.subscribe()
             await client.synchronise()
+        except websockets.ConnectionClosed:
+            await client.closed()  # and what came before it
         return errors([message for message in client.messages if message["type"] != "pong"])
 
     async def in_query(text: str) -> list[str]:
@@ -617,27 +624,35 @@ async def test_messages_without_end_are_taken_one_after_another(place: Neighbour
 # -- Redis
 
 
+def is_event(text: bytes, workspace: str, agent: str | None = None) -> bool:
+    try:
+        unpack(text, workspace, agent)
+    except Invalid:
+        return False
+    return True
+
+
 async def test_messages_on_our_channels_that_are_no_events_are_dropped(place: Neighbourhood) -> None:
     """On the very channels that the neighbour is served from, while its events go through them."""
     keys = Keyspace(place.node.prefix)
     dice = random.Random(20260327)
     good_one = published(data={"step": 10**6, "x": [1, "ü"]})
-    wrong = [text for _, _, text in WRONG_MESSAGES if b"a position" not in text]
+    wrong = [text for _, _, text in WRONG_MESSAGES]
     wrong += [dice.randbytes(dice.randint(1, 200)) for _ in range(100)]
     wrong += [good_one[: dice.randrange(len(good_one))] for _ in range(30)]
     wrong += [good_one.replace(b'"task_id": "t", ', b""), b"{" * 50_000, DEEP.encode(), b"\x00", b'"', b"\xed\xa0\x80"]
-    wrong += [published(task_id=..., data={"task_id": "t", "type": 1}), published(agent_id="x" * 1000)]
+    wrong += [b'{"id":"5-0",' + text[1:] for text in wrong] + [b'{"prev":"0-0",' + text[1:] for text in wrong]
     rejected = place.node.metric("trunkline_events_rejected_total")
     async with (
         maxicore(place.node, token(place.workspace)) as of_agents,
         redis.asyncio.from_url(place.node.redis_url) as plain,
     ):
-        # One who follows agents makes the node follow their channels, when nobody follows the workspace.
         await of_agents.subscribe(agent_id=["agent-0", "agent-1", "agent-2", "nobody"])
         await of_agents.synchronise()
         for text in wrong:
-            await plain.publish(keys.channel(place.workspace), text)
-            await plain.publish(keys.channel(place.workspace, "nobody"), text)
+            for agent in (None, "nobody", "agent-1"):
+                if not is_event(text, place.workspace, agent):
+                    await plain.publish(keys.channel(place.workspace, agent), text)
         await until(
             lambda: place.node.metric("trunkline_events_rejected_total") >= rejected + len(wrong),
             what="every wrong message was counted",
@@ -647,51 +662,71 @@ async def test_messages_on_our_channels_that_are_no_events_are_dropped(place: Ne
         assert not steps or max(steps) < 10**6
 
 
-POSITIONS = [
-    "soon",
-    "",
-    "5",
-    "-5-1",
-    "5-0-0",
-    "0",
-    "+",
-    f"{2**64}-0",
-    "\n",
-    "9" * 5000,
-    "0-0",
-    "1-1",
-    "99999999999999-5",
-]
+NO_POSITIONS = ["soon", "", "5", "-5-1", "5-0-0", "0", "+", f"{2**64}-0", "\n", "9" * 5000]
+PAST, FUTURE = ["0-0", "1-1"], ["99999999999999-5", f"{2**64 - 1}-{2**64 - 1}"]
 
 
-@pytest.mark.parametrize("prev", ["0-0", "1-0", "", "soon"])
-async def test_positions_that_somebody_made_up_deafen_nobody(place: Neighbourhood, prev: str) -> None:
-    """With the position before it guessed right, in a workspace that is still empty, and wrong."""
+class Forgery:
+    """A client of empty workspaces of its own, in each of which somebody publishes with a position of their making."""
+
+    def __init__(self, place: Neighbourhood, client: Client, names: list[str]) -> None:
+        self.place, self.client, self.names = place, client, names
+        self.told: dict[str, list[int]] = {name: [] for name in names}
+
+    async def publish(self, steps: Iterable[int]) -> None:
+        for name, step in itertools.product(self.names, steps):
+            await self.place.broker.publish(progress(name, step))
+
+    async def receive(self) -> list[list[int]]:
+        """The steps that have come in each workspace, but for what was made up."""
+        for message in await self.client.synchronise():
+            if message["type"] == "task.progress" and message["step"] != -1:
+                self.told[message["workspace_id"]].append(message["step"])
+        return list(self.told.values())
+
+
+@contextlib.asynccontextmanager
+async def forgery(place: Neighbourhood, positions: list[str], prev: str) -> AsyncIterator[Forgery]:
     keys = Keyspace(place.node.prefix)
-    names = [f"ws-{secrets.token_hex(4)}" for _ in POSITIONS]
+    names = [f"ws-{secrets.token_hex(4)}" for _ in positions]
     async with (
         redis.asyncio.from_url(place.node.redis_url) as plain,
         maxicore(place.node, token(*names)) as client,
-        Broker.connect(place.node.redis_url, prefix=place.node.prefix) as broker,
     ):
         await client.subscribe()
         await client.synchronise()
-        for name, position in zip(names, POSITIONS, strict=True):
-            forged_one = published(id=position, prev=prev, agent_prev=prev, data={"step": -1})
-            await plain.publish(keys.channel(name), forged_one)
-            await plain.publish(keys.channel(place.workspace), forged_one)
-        told: dict[str, list[int]] = {name: [] for name in names}
-        for name, step in itertools.product(names, range(3)):
-            await broker.publish(progress(name, step))
+        for name, position in zip(names, positions, strict=True):
+            made_up = published(id=position, prev=prev, agent_prev=prev, data={"step": -1})
+            await plain.publish(keys.channel(name), made_up)
+            # As the script writes it, too: no space anywhere.
+            await plain.publish(keys.channel(name), json.dumps(json.loads(made_up), separators=(",", ":")))
+            await plain.publish(keys.channel(place.workspace), made_up.replace(prev.encode(), b"1-1"))
+        yield Forgery(place, client, names)
+
+
+@pytest.mark.parametrize("prev", ["0-0", "1-0", "", "soon"])
+async def test_positions_that_somebody_made_up_lose_nobodys_events(place: Neighbourhood, prev: str) -> None:
+    """Those that are none, and those of the past; the position before it guessed right (the start) and wrong."""
+    async with forgery(place, NO_POSITIONS + PAST + (FUTURE if prev != "0-0" else []), prev) as forged_ones:
+        await forged_ones.publish(range(3))
 
         async def everything_has_come() -> bool:
-            for message in await client.synchronise():
-                if message["step"] != -1:  # one that is made up well enough is an event like any other
-                    told[message["workspace_id"]].append(message["step"])
-            return all(len(steps) >= 3 for steps in told.values())
+            return all(len(steps) >= 3 for steps in await forged_ones.receive())
 
-        await until(everything_has_come, what=f"all events after made-up positions: {told}")
-        assert set(map(tuple, told.values())) == {(0, 1, 2)}
+        await until(everything_has_come, 5)
+        assert list(map(tuple, forged_ones.told.values())) == len(forged_ones.names) * [(0, 1, 2)]
+
+
+async def test_a_position_of_the_future_deafens_nobody_for_long(place: Neighbourhood) -> None:
+    """With the right position before it, it is what Redis itself might have said; what follows shows that it is not."""
+    async with forgery(place, FUTURE, "0-0") as forged_ones:
+        numbers = itertools.count()
+
+        async def a_late_one_has_come() -> bool:
+            await forged_ones.publish([next(numbers)])
+            return all(await forged_ones.receive())
+
+        await until(a_late_one_has_come, 5)
 
 
 async def test_entries_of_the_log_that_are_no_events_are_passed_over(place: Neighbourhood) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from broker.events import Carried
-from broker.feed import Gap
+from broker.lines import Gap
 from broker.filters import Filter
 from broker.positions import Position
 from gateway import frames
