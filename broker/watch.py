@@ -48,6 +48,7 @@ async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -
             bounds = await broker.log.bounds(workspace, since, wanted.agents or ())
             if not bounds.is_valid:
                 yield Gap(workspace, wanted.agents, since, bounds.oldest)
+                since = None
             else:
                 is_last = False
                 while not is_last:

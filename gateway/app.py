@@ -62,8 +62,9 @@ async def serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        sockets = await server.listen()
         logger.info("serving on %s:%d with Redis at %s", settings.host, settings.port, server.node.broker.address)
-        await server.serve()
+        await server.serve(sockets)
     logger.info("left")
 
 

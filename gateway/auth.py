@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from broker import Invalid
+from broker.keyspace import check_workspace
 
 from .settings import Settings
 
@@ -119,8 +120,12 @@ class Verifier:
         workspaces = claims.get(settings.claim_workspaces)
         if isinstance(workspaces, str):
             workspaces = [workspaces]
-        if not isinstance(workspaces, list) or not workspaces or not all(isinstance(w, str) and w for w in workspaces):
+        if not isinstance(workspaces, list) or not workspaces:
             raise Denied("workspaces")
+        try:
+            names = frozenset(check_workspace(name, settings.claim_workspaces) for name in workspaces)
+        except Invalid:
+            raise Denied("workspaces") from None
         scope = claims.get(settings.claim_scope)
         if scope is not None and not isinstance(scope, str):
             raise Denied("scope")
@@ -132,7 +137,7 @@ class Verifier:
             raise Denied("expired")
         return Claims(
             subject=str(claims.get("sub", "")),
-            workspaces=frozenset(workspaces),
+            workspaces=names,
             scope=READ_ONLY if scope is None else frozenset(scope.split()),
             agent_id=agent,
             expires_at=expires_at,

@@ -17,6 +17,7 @@ import uvloop
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
 from broker.events import pack
 from broker.lines import Gap
+from broker.positions import parse
 from broker.watch import watch
 
 from . import app, auth, logs
@@ -170,8 +171,16 @@ def _publish(settings: Settings, options: argparse.Namespace) -> int:
         return _run(_publish_lines(settings, options))
 
     async def work() -> int:
-        event = _event(
-            b'{"type":%b,"data":%b}' % (msgspec.json.encode(options.type), (options.data or "{}").encode()), options
+        try:
+            data = msgspec.json.decode(os.fsencode(options.data or "{}"), type=dict[str, Any])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise Invalid("$.data", "expected a JSON object") from None
+        event = Event(
+            type=options.type,
+            workspace_id=options.workspace,
+            agent_id=options.agent,
+            data=data,
+            ephemeral=options.ephemeral,
         )
         async with _connect(settings) as broker:
             print(await broker.publish(event) or "")
@@ -271,6 +280,8 @@ async def _lines_of_stdin() -> AsyncIterator[list[bytes]]:
 
 
 def _tail(settings: Settings, options: argparse.Namespace) -> int:
+    if options.since is not None and parse(options.since) is None:
+        raise Invalid("--since", f"expected a position, as 1790000000000-0, got {options.since!r}")
     wanted = Filter(
         workspaces=frozenset((options.workspace,)),
         agents=frozenset(options.agent) if options.agent else None,

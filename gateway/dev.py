@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker import Broker, Unavailable
+from broker import Broker
 from broker.local import LocalRedis, find_redis_server
 
 from . import app, auth, demo
@@ -38,13 +38,10 @@ async def _play(settings: Settings) -> None:
         app.running(settings) as server,
         Broker.connect(settings.redis_url, prefix=settings.prefix) as broker,
     ):
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            if serving.done():
-                raise Unavailable(f"cannot listen on {settings.host}:{settings.port}: --port takes another")
-            await asyncio.sleep(0.02)
+        sockets = await server.listen()
+        serving = asyncio.create_task(server.serve(sockets))
         agents = asyncio.create_task(demo.perform(broker))
-        _introduce(settings, server.port)
+        _introduce(settings, sockets[0].getsockname()[1])
         try:
             await serving
         finally:

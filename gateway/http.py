@@ -33,7 +33,10 @@ def application(node: Node) -> Starlette:
     async def metrics(request: Request) -> Response:
         """Prometheus' format, in the form that the scraper asks for."""
         node.collect_deliveries()
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # it trips over versions that are none
+            encode, content_type = choose_encoder("")
         return Response(encode(registry), media_type=content_type)
 
     routes = [Route("/live", live), Route("/ready", ready), Route("/metrics", metrics)]

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter, deque
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from redis.exceptions import RedisError
 from websockets.http11 import Request
@@ -71,24 +71,26 @@ class Node(Taker):
 
     def admit(self, request: Request) -> Admission:
         """Judge a handshake. Raises `Refusal`."""
-        url = urlsplit(request.path)
-        dialect = self._dialects.get(url.path)
+        path, _, asked = request.path.partition("?")
+        dialect = self._dialects.get(path)
         if dialect is None:
             raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket here; there is {', '.join(self._dialects)}")
         if self.is_draining:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "this node is leaving", retry_after=1)
         origins = self.settings.allowed_origins
-        origin = request.headers.get("Origin")
-        if origins and origin is not None and origin not in origins:
+        if origins and not set(request.headers.get_all("Origin")) <= set(origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "this origin is not allowed")
+        credentials = request.headers.get_all("Authorization")
+        if len(credentials) > 1:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "more than one Authorization header")
         try:
-            query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+            query = {name: values[-1] for name, values in parse_qs(asked, keep_blank_values=True).items()}
             variant = dialect.variants[dialect.choose(query)]
         except Refused as refused:
             raise Refusal(HTTPStatus.BAD_REQUEST, refused.detail) from None
         except ValueError:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the query cannot be read") from None
-        return Admission(dialect, variant, query.get("token") or request.headers.get("Authorization"))
+        return Admission(dialect, variant, query.get("token") or next(iter(credentials), None))
 
     def connect(self, wire: Wire, admission: Admission) -> Connection:
         """A client has come."""

@@ -10,6 +10,8 @@ from functools import partial
 
 import uvicorn
 
+from broker import Unavailable
+
 from .http import application
 from .node import Node
 from .wire import Wire
@@ -41,10 +43,16 @@ class Server(uvicorn.Server):
         )
         self.node = node
 
-    @property
-    def port(self) -> int:
-        """The port it listens on, also when it was told to take a free one."""
-        return int(self.servers[0].sockets[0].getsockname()[1])
+    async def listen(self) -> list[socket.socket]:
+        """The sockets to `serve` on. Raises `Unavailable` when the address cannot be had."""
+        settings = self.node.settings
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            return [socket.create_server(address[:2], family=family) for family, _, _, _, address in found[:1]]
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let everybody go in peace, while newcomers still hear a clear no; then as uvicorn does."""

@@ -175,6 +175,13 @@ def test_what_the_script_needs_to_know_is_packed(said: Event, kind: str) -> None
     assert pack(said).kind == kind
 
 
+@pytest.mark.parametrize("credits_used", [2**53 + 1, 10**17, 2**63, -(2**53) - 1, -(2**70)])
+def test_credits_that_the_script_cannot_add_up_are_refused(credits_used: int) -> None:
+    """It counts in floats, and what Redis' counter refuses would end it half done: in the log, and told to nobody."""
+    said = example_of("task.completed", data={"task_id": "t", "credits_used": credits_used})
+    assert invalid(pack, said).path == "$.data.credits_used"
+
+
 TIMESTAMPS = [
     "2026-03-27T10:30:45Z",
     "2026-03-27T10:30:45.1Z",

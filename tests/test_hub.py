@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from broker.events import Carried
-from broker.lines import Gap
 from broker.filters import Filter
+from broker.lines import Gap
 from broker.positions import Position
 from gateway import frames
 from gateway import hub as hubs
