@@ -19,14 +19,16 @@ Reserved names and ids are the caller's to check too: a struct cannot see them.
 To add a type: a struct unless one fits, a row, and its example in `tests/test_catalog.py`.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import Decoder
 
 Text: TypeAlias = str | UnsetType
 Texts: TypeAlias = list[str] | UnsetType
 Count: TypeAlias = int | UnsetType
+# Summed up in Redis by a script, whose numbers are exact up to here.
+Credits: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)] | UnsetType
 Number: TypeAlias = int | float | UnsetType
 Object: TypeAlias = dict[str, Any] | UnsetType
 
@@ -66,7 +68,7 @@ class TaskResult(Struct):
 
 class TaskCompleted(Struct):
     result: TaskResult | UnsetType = UNSET
-    credits_used: Count = UNSET
+    credits_used: Credits = UNSET
 
 
 class TaskError(Struct):
@@ -76,7 +78,7 @@ class TaskError(Struct):
 
 class TaskFailed(Struct):
     error: TaskError  # the document's client reads `msg.error.message` unasked
-    credits_used: Count = UNSET
+    credits_used: Credits = UNSET
 
 
 class AgentOnline(Struct):

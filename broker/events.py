@@ -201,8 +201,10 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
     event.frames = {}
     if position is not None:
         event.id = position
-    elif event.id is not None and parse(event.id) is None:
-        raise Invalid("$.id", "not a position")
+    if event.id is not None:
+        for value in (event.id, event.prev, event.agent_prev):
+            if value and parse(value) is None:
+                raise Invalid("$.id", "not a position, or none before it")
     known = _known.get(event.type)
     if known is None:
         raise _no_kind(event.type)
@@ -219,10 +221,14 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
         _check_timestamp(event.timestamp)
     try:
         fields = decode_data(event.data)
+        if (
+            fields.lifted_subject is not UNSET
+            or fields.lifted_agent is not UNSET
+            or fields.lifted_workspace is not UNSET
+        ):
+            _lift_raw(event, kind, fields)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid_data(kind, error) from error
-    if fields.lifted_subject is not UNSET or fields.lifted_agent is not UNSET or fields.lifted_workspace is not UNSET:
-        _lift_raw(event, kind, fields)
     if agent is not None and (event.agent_id or "") != agent:
         raise Invalid("$.agent_id", "not the agent of this channel")
     if kind.needs_agent and event.agent_id is None:

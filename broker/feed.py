@@ -31,9 +31,10 @@ from .errors import Invalid, Unavailable
 from .events import Carried, unpack
 from .healing import fill
 from .keyspace import Keyspace
-from .lines import Line, Taker, Want, Workspace
+from .lines import Gap, Line, Taker, Want, Workspace
 from .log import Log
-from .positions import START, Position, is_after, order
+from .patience import pause
+from .positions import START, Position, is_after, order, parse
 from .resp import Answer, Command, Connection, connect
 
 logger = logging.getLogger("trunkline.feed")
@@ -71,6 +72,7 @@ class Feed:
         self._to_join: list[Line] = []
         self._fences: list[asyncio.Future[bool]] = []
         self._answered_at = 0.0
+        self._attempts = 0  # since a line was joined
         self._healers = asyncio.Semaphore(MAX_HEALERS)
 
     @property
@@ -96,8 +98,10 @@ class Feed:
             workspace = self._workspaces.get(name)
             if workspace is None:
                 workspace = self._workspaces[name] = Workspace(name)
+            for agent in agents:
+                self._line(workspace, agent)
             workspace.wants.update(agents)
-            self._reconcile(workspace)
+            self._ask_to_turn(workspace)
             if not workspace.serves(agents):
                 future = asyncio.get_running_loop().create_future()
                 workspace.waiters.append((frozenset(agents), future))
@@ -108,13 +112,17 @@ class Feed:
 
     def unwant(self, wants: Collection[Want]) -> None:
         """No longer need what a `want` asked for; its channels are left after a while."""
+        leave_at = monotonic() + LINGER_SECONDS
         for name, agent in wants:
             workspace = self._workspaces[name]
             workspace.wants[agent] -= 1
             if workspace.wants[agent] <= 0:
                 del workspace.wants[agent]
+                line = workspace.lines[agent]
+                line.leave_at = leave_at
+                self._leaving.append(line)
         for name in {name for name, _ in wants}:
-            self._reconcile(self._workspaces[name])
+            self._ask_to_turn(self._workspaces[name])
 
     def position(self, name: str, agents: Collection[str] | None) -> Position | None:
         """The position up to which all events of the workspace (of `agents`) were handed on; None while unknown."""
@@ -132,32 +140,33 @@ class Feed:
         # Redis' one connection keeps the order over all channels, so the newest speaks for all, unless one has a hole.
         return (max if workspace.held is None else min)(positions, key=order)
 
-    def _reconcile(self, workspace: Workspace) -> None:
-        """Make the lines what the wants need, as far as can be done now; the rest follows when lines are joined."""
-        wants_whole = workspace.wants[None] > 0
-        for agent in workspace.wants:
-            self._line(workspace, agent)
-        # Held events belong to the lines that were heard when they came: change over only when none wait.
-        if workspace.held is None and workspace.follows_whole is not wants_whole:
-            to = [line for line in workspace.lines.values() if (line.agent is None) is wants_whole and line.is_wanted]
-            if all(line.is_joined for line in to) or not any(line.is_joined for line in workspace.heard()):
-                workspace.follows_whole = wants_whole
-        is_changing = workspace.follows_whole is not wants_whole and bool(workspace.wants)
-        for line in list(workspace.lines.values()):
-            # A line stays while it is wanted, or while it is what is heard until the other kind has joined.
-            is_wanted = workspace.wants[line.agent] > 0 or (is_changing and workspace.is_heard(line))
-            if line.is_wanted and not is_wanted:
-                line.leave_at = monotonic() + LINGER_SECONDS
-                self._leaving.append(line)
-            line.is_wanted = is_wanted
+    def _ask_to_turn(self, workspace: Workspace) -> None:
+        """Hear the other kind of line, if that is what is wanted now.
+
+        Each event comes on both kinds, one copy after the other, and a read may end between the two. So the change is
+        made at an answer, which never comes between them.
+        """
+        if workspace.follows_whole is workspace.wants_whole:
+            return
+        if workspace.unjoined == len(workspace.lines):
+            workspace.follows_whole = workspace.wants_whole  # nothing was heard yet
+        elif workspace.can_turn:
+            self._ask([("PING",)], [partial(self._turn, workspace)])
+
+    def _turn(self, workspace: Workspace, _: object = None) -> None:
+        """At an answer: change over, if that is still wanted and possible."""
+        if workspace.can_turn:
+            workspace.follows_whole = workspace.wants_whole
+            self._wake(workspace)
 
     def _line(self, workspace: Workspace, agent: str | None) -> Line:
         """The line of `agent`, made when there is none; the owner's task joins it."""
         line = workspace.lines.get(agent)
         if line is None:
             line = Line(workspace, agent, self._keys.channel(workspace.name, agent))
-            workspace.lines[agent] = line
             self._lines[line.channel.encode()] = line
+            workspace.lines[agent] = line
+            workspace.unjoined += 1
             self._to_join.append(line)
             self._stirred.set()
         return line
@@ -183,24 +192,24 @@ class Feed:
 
     async def run(self) -> None:
         """Keep the subscription until cancelled: connect, join, watch, and again after a loss."""
-        attempt = 0
         try:
             while True:
                 self._lost.clear()
                 try:
                     self._connection = await connect(self._address, self, self._name)
                 except Unavailable as error:
-                    attempt += 1
-                    if attempt in (1, 10) or attempt % 60 == 0:
-                        logger.warning("%s (attempt %d)", error, attempt)
-                    # Many nodes lose one Redis at the same moment: let them come back spread.
-                    await asyncio.sleep(min(2.0, 0.05 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
-                    continue
-                attempt = 0
-                self._answered_at = monotonic()
-                self._rejoin()
-                self._taker.on_connection(is_up=True)
-                await self._watch()
+                    if self._attempts in (0, 10) or self._attempts % 60 == 0:
+                        logger.warning("%s (attempt %d)", error, self._attempts + 1)
+                else:
+                    self._answered_at = monotonic()
+                    self._rejoin()
+                    self._taker.on_connection(is_up=True)
+                    await self._watch()
+                # Many nodes lose one Redis at the same moment: let them come back spread. And a connection on which
+                # nothing could be joined (no permission, a replica without its master) is no reason to hurry either.
+                if self._attempts:
+                    await asyncio.sleep(min(2.0, 0.05 * 2 ** min(self._attempts, 6)) * random.uniform(0.5, 1.0))  # noqa: S311
+                self._attempts += 1
         finally:
             if self._connection is not None:
                 self._connection.close(_LEAVING)
@@ -254,15 +263,23 @@ class Feed:
 
     def _leave(self, now: float) -> None:
         """UNSUBSCRIBE from what has not been wanted for a while."""
-        due = [line for line in self._leaving if line.leave_at <= now]
-        if not due:
+        if not self._leaving or self._leaving[0].leave_at > now:
             return
-        self._leaving = [line for line in self._leaving if line.leave_at > now]
-        # A line that was left, wanted and left again stands here twice.
-        gone = [line for line in dict.fromkeys(due) if not line.is_wanted]
+        due = dict.fromkeys(line for line in self._leaving if line.leave_at <= now)
+        # What is still heard, until the other kind of line has joined, stays meanwhile.
+        kept = [line for line in due if not line.is_wanted and line.workspace.needs(line)]
+        for line in kept:
+            line.leave_at = now + LINGER_SECONDS
+        self._leaving = [line for line in self._leaving if line.leave_at > now and line not in due] + kept
+        gone = [
+            line
+            for line in due
+            if not line.is_wanted and line.leave_at <= now and line.workspace.lines.get(line.agent) is line
+        ]
         for line in gone:
             del self._lines[line.channel.encode()]
             del line.workspace.lines[line.agent]
+            line.workspace.unjoined -= not line.is_joined
             if not line.workspace.lines and not line.workspace.wants:
                 self._workspaces.pop(line.workspace.name, None)
         names = iter(gone)
@@ -298,6 +315,8 @@ class Feed:
         self._connection = None
         for line in self._lines.values():
             line.is_joined = False
+        for workspace in self._workspaces.values():
+            workspace.unjoined = len(workspace.lines)
         fences, self._fences = self._fences, []
         for fence in fences:
             if not fence.done():
@@ -320,13 +339,18 @@ class Feed:
             is_heard = (line.agent is None) is workspace.follows_whole
             if not is_heard and message.startswith(_FROM_THE_SCRIPT):
                 # It is told on the heard lines too. Only where it stands is noted, for when this line is heard again.
-                if message.startswith(_DURABLE):
-                    line.position = Position(message[7 : message.find(b'"', 7)].decode(errors="replace"))
+                position = message[7 : message.find(b'"', 7)].decode(errors="replace")
+                if message.startswith(_DURABLE) and parse(position) is not None:
+                    line.position = Position(position)
                 continue
             try:
                 event = unpack(message, workspace.name, line.agent)
             except Invalid as error:
                 self._taker.on_rejected(error)
+                continue
+            except Exception:  # a bug of ours must cost this message, and not those around it
+                logger.exception("a message could not be read")
+                self._taker.on_rejected(Invalid("$", "not readable"))
                 continue
             if workspace.held is None and is_heard:
                 # What nearly every message is: live only, or the next of its chain.
@@ -366,32 +390,41 @@ class Feed:
             if self._connection is not None:
                 self._connection.close(f"Redis refuses reads: {reply}")
             return
+        self._attempts = 0
         workspace = line.workspace
         head = Position(reply.decode()) if reply else START
         if line.position is None or not workspace.is_heard(line):
             line.position = line.read_to = head
-        line.is_behind = line.position != head
-        line.is_joined = True
+        line.is_behind = workspace.is_heard(line) and line.position != head
+        if not line.is_joined and line.workspace.lines.get(line.agent) is line:
+            line.is_joined = True
+            workspace.unjoined -= 1
         if line.is_behind:
             self._hold(workspace)
-        if workspace.held is not None and workspace.healing is None:
-            heard = list(workspace.heard())
-            if all(line.is_joined for line in heard):
-                if any(line.is_behind for line in heard):
-                    self._heal(workspace)
-                else:
-                    self._release(workspace)
-        self._reconcile(workspace)
+        if workspace.held is not None and workspace.healing is None and not workspace.unjoined:
+            if any(line.is_behind for line in workspace.heard()):
+                self._heal(workspace)
+            else:
+                self._release(workspace)
+        self._turn(workspace)
         self._wake(workspace)
 
     def _wake(self, workspace: Workspace) -> None:
-        """Tell those who wait that they are served."""
+        """Tell those who wait that they are served; once for all that this moment brings."""
+        if workspace.waiters and not workspace.is_waking:
+            workspace.is_waking = True
+            asyncio.get_running_loop().call_soon(self._wake_now, workspace)
+
+    def _wake_now(self, workspace: Workspace) -> None:
+        workspace.is_waking = False
         waiters, workspace.waiters = workspace.waiters, []
         for agents, future in waiters:
-            if not workspace.serves(agents):
-                workspace.waiters.append((agents, future))
-            elif not future.done():
+            if future.done():
+                continue  # whoever waited has gone
+            if workspace.serves(agents):
                 future.set_result(None)
+            else:
+                workspace.waiters.append((agents, future))
 
     # -- healing ------------------------------------------------------------------------------------------------------
 
@@ -413,30 +446,61 @@ class Feed:
 
     async def _heal_now(self, workspace: Workspace) -> None:
         """Fill the holes of a held workspace from the log, then release what waited."""
-        pause = 0.05
+        seconds = 0.05
         try:
-            while workspace.held is not None:
+            # While lines have yet to join, their heads are not known: the last of them begins anew.
+            while workspace.held is not None and not workspace.unjoined:
+                held, known = workspace.held, len(workspace.held)
+                for line in workspace.heard():
+                    line.is_behind = False
                 try:
                     async with self._healers:
                         await fill(workspace, self._log, self._taker)
                 except Unavailable as error:
                     logger.warning("healing a workspace: %s", error)
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, 2.0)
+                    await pause(seconds)
+                    seconds = min(2 * seconds, 2.0)
                     continue
-                self._release(workspace)
+                except Exception:
+                    logger.exception("a workspace could not be healed: going on from where its log ends")
+                    await pause(1.0)
+                    await self._skip(workspace)
+                if workspace.unjoined or any(line.is_behind for line in workspace.heard()):
+                    continue
+                self._release(workspace, known if workspace.held is held else 0)
+                await pause(0.01)
+        except Unavailable as error:
+            logger.warning("healing a workspace: %s", error)
         finally:
             workspace.healing = None
-        self._reconcile(workspace)
+        self._ask_to_turn(workspace)
         self._wake(workspace)
 
-    def _release(self, workspace: Workspace) -> None:
-        """Hand on what waited, but for what the log had already; hold again where it does not continue."""
+    async def _skip(self, workspace: Workspace) -> None:
+        """What the log holds cannot be handed on: say so, and go on behind it."""
+        heads = await self._log.heads(workspace.name, [line.agent for line in workspace.heard()])
+        for line in workspace.heard():
+            if line.position != heads.get(line.agent, line.position):
+                agents = None if line.agent is None else frozenset((line.agent,))
+                self._taker.on_gap(Gap(workspace.name, agents, line.position or START))
+                line.position = line.read_to = heads[line.agent]
+
+    def _release(self, workspace: Workspace, known: int = 0) -> None:
+        """Hand on what waited, but for what the log had already; hold again where it does not continue.
+
+        The first `known` came before the log was read to its end. Whatever of them is neither in the log nor continues
+        it was never published by the script.
+        """
         held, workspace.held = workspace.held or [], None
         batch: list[Carried] = []
-        for line, event in held:
-            if workspace.lines.get(line.agent) is line:
-                self._follow(line, event, batch)
+        for number, (line, event) in enumerate(held):
+            if workspace.lines.get(line.agent) is not line:
+                continue
+            prev = event.prev if line.agent is None else event.agent_prev
+            if number < known and event.id is not None and prev != line.position and is_after(event.id, line.read_to):
+                self._taker.on_rejected(Invalid("$.id", "no position of the log"))
+                continue
+            self._follow(line, event, batch)
         if batch:
             self._taker.on_events(batch)
 

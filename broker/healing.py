@@ -2,7 +2,7 @@
 
 from .events import Carried
 from .lines import Gap, Line, Taker, Workspace
-from .log import Log
+from .log import FIRST_PAGE_EVENTS, Log
 from .positions import START, Position, is_after, order
 
 
@@ -19,9 +19,9 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=True)
             line.position = line.read_to = heads[agent]
     after = min((line.position or START for line in behind.values()), key=order)
-    filled = 0
+    filled, limit = 0, FIRST_PAGE_EVENTS
     while any(line.position != heads[agent] for agent, line in behind.items()):
-        page = await log.page(workspace.name, after)
+        page = await log.page(workspace.name, after, limit)
         batch: list[Carried] = []
         for event in page.events:
             own = heard.get(None) or heard.get(event.agent_id or "")
@@ -37,11 +37,10 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
             batch.append(event)
         _hand_on(taker, batch)
         filled += len(batch)
-        after = page.end
+        after, limit = page.end, page.limit
         if page.is_last:
             break
     for agent, line in behind.items():
-        line.is_behind = False
         if is_after(heads[agent], line.position or START):
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=False)
             line.position = line.read_to = heads[agent]

@@ -54,7 +54,6 @@ class Line:
         "channel",
         "is_behind",
         "is_joined",
-        "is_wanted",
         "leave_at",
         "position",
         "read_to",
@@ -69,24 +68,48 @@ class Line:
         self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
         self.is_joined = False  # since the connection was made
         self.is_behind = False  # its head stands elsewhere
-        self.is_wanted = True
         self.leave_at = 0.0
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.workspace.wants[self.agent] > 0
 
 
 class Workspace:
     """The lines of one workspace, and what waits while one of them has a hole."""
 
-    __slots__ = ("follows_whole", "healing", "held", "held_bytes", "lines", "name", "waiters", "wants")
+    __slots__ = (
+        "follows_whole", "healing", "held", "held_bytes", "is_waking", "lines", "name", "unjoined", "waiters", "wants",
+    )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.wants: Counter[str | None] = Counter()
         self.lines: dict[str | None, Line] = {}
         self.follows_whole = False
+        self.unjoined = 0  # lines that have not joined
+        self.is_waking = False
         self.held: list[tuple[Line, Carried]] | None = None
         self.held_bytes = 0
         self.healing: asyncio.Task[None] | None = None
         self.waiters: list[tuple[frozenset[str | None], asyncio.Future[Any]]] = []
+
+    @property
+    def wants_whole(self) -> bool:
+        return self.wants[None] > 0
+
+    @property
+    def can_turn(self) -> bool:
+        """True when the other kind of line is the one to hear, has joined, and nothing waits for the present kind."""
+        if self.held is not None or self.follows_whole is self.wants_whole:
+            return False
+        if self.wants_whole:
+            return self.lines[None].is_joined
+        return not self.unjoined or all(self.lines[agent].is_joined for agent in self.wants)
+
+    def needs(self, line: Line) -> bool:
+        """True for a line that nobody wants, but that is heard until the wanted kind has joined."""
+        return bool(self.wants) and self.follows_whole is not self.wants_whole and self.is_heard(line)
 
     def is_heard(self, line: Line) -> bool:
         """True when this line's messages are the ones to hand on."""

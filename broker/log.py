@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from .errors import Invalid, Unavailable
+from .errors import Unavailable
 from .events import Carried, unpack
 from .keyspace import Keyspace
 from .positions import START, Position, parse
 
 logger = logging.getLogger("trunkline.log")
 
-PAGE_EVENTS = 500
+# A page is as many events as make about so many bytes, as far as the page before it tells.
+PAGE_BYTES = 256 * 1024
+FIRST_PAGE_EVENTS = 64
+MAX_PAGE_EVENTS = 500
 
 
 class Bounds(NamedTuple):
@@ -31,6 +34,7 @@ class Page(NamedTuple):
     events: list[Carried]
     end: Position
     is_last: bool
+    limit: int = FIRST_PAGE_EVENTS  # for the next page
 
 
 class Log:
@@ -40,7 +44,7 @@ class Log:
         self._redis = redis
         self._keys = keys
 
-    async def page(self, workspace: str, after: str, limit: int = PAGE_EVENTS) -> Page:
+    async def page(self, workspace: str, after: str, limit: int = FIRST_PAGE_EVENTS) -> Page:
         """Up to `limit` events after the position `after`. An entry that is no event is skipped, and logged."""
         try:
             entries: list[Any] = await self._redis.xrange(self._keys.log(workspace), f"({after}", "+", limit) or []
@@ -50,10 +54,11 @@ class Log:
         for raw_position, fields in entries:
             try:
                 events.append(unpack(b"{" + fields[b"e"], workspace, position=raw_position.decode()))
-            except (Invalid, KeyError) as error:
+            except Exception as error:
                 logger.error("entry %s of a workspace's log is no event: %s", raw_position.decode(), error)
         end = Position(entries[-1][0].decode()) if entries else Position(after)
-        return Page(events, end, len(entries) < limit)
+        size = sum(len(bytes(event.data)) for event in events) // max(1, len(events)) + 300
+        return Page(events, end, len(entries) < limit, max(1, min(MAX_PAGE_EVENTS, PAGE_BYTES // size)))
 
     async def heads(self, workspace: str, agents: Collection[str | None]) -> dict[str | None, Position]:
         """The newest positions of `agents` (None: of the whole workspace), `START` where there is none."""

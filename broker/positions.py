@@ -5,6 +5,7 @@ they are compared as two numbers, never as text.
 """
 
 import re
+from functools import lru_cache
 from typing import NewType
 
 Position = NewType("Position", str)
@@ -16,6 +17,7 @@ _POSITION = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 _LARGEST = 2**64 - 1
 
 
+@lru_cache(4096)  # each stands in several messages: as the position of one, and before the next
 def parse(text: str) -> tuple[int, int] | None:
     """The two numbers of a position; None when `text` is not one."""
     match = _POSITION.fullmatch(text)

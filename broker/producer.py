@@ -6,7 +6,7 @@ is lost is sent again under its own number, and the script answers what it answe
 
 A caller whose patience ends hears `Unavailable`. What of its events never left is taken back; the rest is in doubt, and
 the lane goes on to settle that before it sends anything newer. A publish of an equal event within `RETRY_SECONDS` is
-the retry, and takes over the promise of the first. Equal events are interchangeable: none is lost or doubled by it.
+the retry, and takes over the promise of the first. Events with a timestamp of their own are never equal by chance.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from .errors import Unavailable
 from .events import Packed
 from .keyspace import PRODUCER_SECONDS, STATE_SECONDS, Keyspace
+from .patience import pause
 from .positions import Position
 
 log = logging.getLogger("trunkline.producer")
@@ -114,7 +115,7 @@ class Lane:
         self.workspace = workspace
         self.id = secrets.token_hex(8)
         self.number = 0  # of the call under way, else of the last one
-        self.waiting: deque[tuple[Packed, Promise]] = deque()
+        self.waiting: dict[Promise, Packed] = {}  # in their order
         self.call: list[tuple[Packed, Promise]] = []
         self.problem: Exception | None = None  # why the call under way is not through
         self.task: asyncio.Task[None] | None = None
@@ -133,20 +134,17 @@ class Lane:
         if self.doubts and (promise := self._claim(packed)) is not None:
             return promise
         promise = asyncio.get_running_loop().create_future()
-        self.waiting.append((packed, promise))
+        self.waiting[promise] = packed
         if self.task is None:
             self.task = asyncio.create_task(self._run())
         return promise
 
     def give_up(self, entries: Iterable[tuple[Packed, Promise]]) -> None:
         """Their caller stopped waiting: take back what never left, remember the rest for a retry."""
-        unsent = {id(promise) for _, promise in self.waiting}
         for packed, promise in entries:
-            if id(promise) not in unsent:
+            if self.waiting.pop(promise, None) is None:
                 self.doubts.setdefault(packed.rest, deque()).append(promise)
                 self.doubts_end = monotonic() + RETRY_SECONDS
-        given_up = {id(promise) for _, promise in entries} & unsent
-        self.waiting = deque(entry for entry in self.waiting if id(entry[1]) not in given_up)
 
     def _claim(self, packed: Packed) -> Promise | None:
         if monotonic() > self.doubts_end:
@@ -175,14 +173,15 @@ class Lane:
         self.number += 1
         size = 0
         while self.waiting and len(self.call) < MAX_CALL_EVENTS and size < MAX_CALL_BYTES:
-            entry = self.waiting.popleft()
-            size += len(entry[0].rest)
-            self.call.append(entry)
+            promise = next(iter(self.waiting))
+            packed = self.waiting.pop(promise)
+            size += len(packed.rest)
+            self.call.append((packed, promise))
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next attempt, but not long when somebody new waits for it."""
         self.asked.clear()
-        await asyncio.sleep(_FIRST_PAUSE)
+        await pause(_FIRST_PAUSE)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds - _FIRST_PAUSE):
                 await self.asked.wait()
@@ -190,7 +189,7 @@ class Lane:
     async def _settle(self) -> None:
         """Repeat the call, under its number, until Redis has answered it."""
         started = monotonic()
-        pause = _FIRST_PAUSE
+        seconds = _FIRST_PAUSE
         while True:
             try:
                 positions = await self.producer.call(self)
@@ -210,8 +209,8 @@ class Lane:
                     promise.cancel()
                 self.id, self.number, self.call = secrets.token_hex(8), 0, []
                 return
-            await self._pause(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self._pause(seconds)
+            seconds = min(2 * seconds, _LONGEST_PAUSE)
         for (_, promise), position in zip(self.call, positions, strict=True):
             promise.set_result(Position(position) if position else None)
         self.call, self.problem = [], None

@@ -43,10 +43,8 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._answers: deque[Answer] = deque()
         self._transport: asyncio.Transport | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        self._is_open = True
+        self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
@@ -57,18 +55,21 @@ class Connection(asyncio.Protocol):
         try:
             for start in range(0, len(data), _SLICE_BYTES):
                 reader.feed(data, start, min(_SLICE_BYTES, len(data) - start))
-                while (reply := reader.gets()) is not False:
+                while self._is_open and (reply := reader.gets()) is not False:
                     if type(reply) is push_type:
                         pushes.append(reply)
                         continue
                     if pushes:
                         self._taker.on_pushes(pushes)
                         pushes = []
+                    if not self._answers:
+                        self.close("an answer to nothing")
+                        break
                     self._answers.popleft()(reply)
                 if pushes:
                     self._taker.on_pushes(pushes)
                     pushes = []
-        except (hiredis.ProtocolError, IndexError) as error:
+        except hiredis.ProtocolError as error:
             self.close(f"not what Redis says: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -92,8 +93,18 @@ class Connection(asyncio.Protocol):
         self._lost(reason)
 
     def _lost(self, reason: str) -> None:
+        self._is_open = False
+        self._answers.clear()
+        if not self.greeting.done():
+            self.greeting.set_exception(OSError(reason))
+            self.greeting.exception()  # whoever waits for it hears it, and if nobody does that is well too
         taker, self._taker = self._taker, _NOBODY
         taker.on_lost(reason)
+
+    def greet(self, reply: object) -> None:
+        """The answer to HELLO."""
+        if not self.greeting.done():
+            self.greeting.set_result(reply)
 
 
 class _Nobody:
@@ -116,9 +127,8 @@ async def connect(address: Address, taker: Taker, name: str) -> Connection:
             else:
                 await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.ssl)
             login = ("AUTH", address.username or "default", address.password) if address.password else ()
-            greeting: asyncio.Future[Any] = loop.create_future()
-            connection.ask("HELLO", 3, *login, "SETNAME", name, answer=lambda reply: _set(greeting, reply))
-            reply = await greeting
+            connection.ask("HELLO", 3, *login, "SETNAME", name, answer=connection.greet)
+            reply = await connection.greeting
     except (OSError, TimeoutError) as error:
         connection.close("not opened")
         raise Unavailable(f"cannot reach Redis at {address}: {error or 'timed out'}") from error
@@ -126,8 +136,3 @@ async def connect(address: Address, taker: Taker, name: str) -> Connection:
         connection.close("not opened")
         raise Unavailable(f"Redis at {address} refuses the feed: {reply}")
     return connection
-
-
-def _set(future: asyncio.Future[Any], value: object) -> None:
-    if not future.done():
-        future.set_result(value)

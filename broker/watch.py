@@ -5,11 +5,15 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from .broker import Broker
+from .errors import Unavailable
 from .events import Carried, Event
 from .feed import Feed
 from .filters import Filter
 from .lines import Gap, Taker
-from .positions import Position, is_after
+from .log import FIRST_PAGE_EVENTS
+from .positions import START, Position, is_after
+
+MAX_WAITING = 100_000
 
 
 class _Queue(Taker):
@@ -22,6 +26,11 @@ class _Queue(Taker):
 
     def on_events(self, events: list[Carried]) -> None:
         self.items.extend(event for event in events if self.wanted.matches(event))
+        if len(self.items) > MAX_WAITING:
+            # Whoever takes them is too slow for what flows: no memory is large enough.
+            first = next((item for item in self.items if isinstance(item, Carried)), None)
+            self.items.clear()
+            self.items.append(Gap(first.workspace_id if first else "", self.wanted.agents, START))
         self.stirred.set()
 
     def on_gap(self, gap: Gap) -> None:
@@ -50,13 +59,17 @@ async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -
                 yield Gap(workspace, wanted.agents, since, bounds.oldest)
                 since = None
             else:
-                is_last = False
+                is_entry, is_last, limit = bounds.is_entry, False, FIRST_PAGE_EVENTS
                 while not is_last:
-                    events, since, is_last = await broker.log.page(workspace, since)
+                    before = since
+                    events, since, is_last, limit = await broker.log.page(workspace, before, limit)
+                    if is_entry and events and is_after(events[0].prev or START, before):
+                        yield Gap(workspace, wanted.agents, before, Position(events[0].id or START))
+                    is_entry = True
                     for event in events:
                         if wanted.matches(event):
                             yield event.event()
-        while True:
+        while not task.done():
             while queue.items:
                 item = queue.items.popleft()
                 if isinstance(item, Gap):
@@ -65,6 +78,7 @@ async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -
                     yield item.event()
             queue.stirred.clear()
             await queue.stirred.wait()
+        raise Unavailable("the subscription has ended")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

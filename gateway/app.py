@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from broker import Unavailable
 from broker import address as addresses
 from broker.broker import Broker
+from broker.patience import pause
 
 from .auth import Verifier
 from .node import Node
@@ -77,6 +78,6 @@ async def _reach(broker: Broker) -> None:
         except Unavailable:
             if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.2)
+            await pause(0.2)
         else:
             return

@@ -71,7 +71,7 @@ class Verifier:
         if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise Denied("malformed")
         denied = Denied("key")
-        for algorithm, key in self._candidates(token):
+        for algorithm, key in [*self._keys, *self._named(token)]:
             try:
                 return self._claims(self._decode(token, algorithm, key), now)
             except jwt.InvalidSignatureError:
@@ -81,28 +81,27 @@ class Verifier:
             except jwt.InvalidAlgorithmError:
                 pass  # signed in another way than with this key
             except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-                raise Denied("claims" if _has_header(token) else "malformed") from None
+                raise Denied("claims" if _header(token) else "malformed") from None
+        if self._may_be_fetched(token):
+            raise UnknownKey
         raise denied
 
-    def _candidates(self, token: str) -> list[tuple[str, Any]]:
-        """The keys that could have signed it: ours, or of a fetched set the one that it names."""
-        if not self._settings.jwt_jwks_url:
-            return self._keys
-        try:
-            header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError, RecursionError):
-            raise Denied("malformed") from None
-        algorithm, kid = header.get("alg"), header.get("kid")
-        candidates = [key for key in self._keys if key[0] == algorithm]
-        if not candidates:
-            if kid is None and len(self._fetched) == 1:
-                kid = next(iter(self._fetched))
-            known = self._fetched.get(str(kid))
-            if known is None and time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
-                raise UnknownKey
-            if known is not None and known[0] == algorithm:
-                candidates = [known]
-        return candidates
+    def _named(self, token: str) -> list[tuple[str, Any]]:
+        """The fetched key that the token names; the only one when it names none."""
+        if not self._fetched:
+            return []
+        kid = _header(token).get("kid")
+        if kid is None and len(self._fetched) == 1:
+            return list(self._fetched.values())
+        known = self._fetched.get(str(kid))
+        return [] if known is None else [known]
+
+    def _may_be_fetched(self, token: str) -> bool:
+        """True when the token names a key that we do not know, and it is not too soon to ask for the set again."""
+        if not self._settings.jwt_jwks_url or time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
+            return False
+        header = _header(token)
+        return bool(header) and (not self._fetched or str(header.get("kid")) not in self._fetched)
 
     def _decode(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:
         settings = self._settings
@@ -163,11 +162,12 @@ class Verifier:
             self._refreshing = None
 
 
-def _has_header(token: str) -> bool:
+def _header(token: str) -> dict[str, Any]:
+    """What a token says of itself; nothing when it is none."""
     try:
-        return bool(jwt.get_unverified_header(token))
+        return jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError, RecursionError):
-        return False
+        return {}
 
 
 def bearer(text: str) -> str:

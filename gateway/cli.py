@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
+from broker.catalog import CATALOG
 from broker.events import pack
 from broker.lines import Gap
 from broker.positions import parse
@@ -282,6 +283,8 @@ async def _lines_of_stdin() -> AsyncIterator[list[bytes]]:
 def _tail(settings: Settings, options: argparse.Namespace) -> int:
     if options.since is not None and parse(options.since) is None:
         raise Invalid("--since", f"expected a position, as 1790000000000-0, got {options.since!r}")
+    if options.type and not set(options.type) <= CATALOG.keys():
+        raise Invalid("--type", f"no event type {min(set(options.type) - CATALOG.keys())!r} in the catalog")
     wanted = Filter(
         workspaces=frozenset((options.workspace,)),
         agents=frozenset(options.agent) if options.agent else None,

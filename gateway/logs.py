@@ -83,8 +83,8 @@ def configure(level: str, layout: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        # They tell of every connection; what matters of it stands in our metrics.
-        logger.setLevel(logging.WARNING)
+        # They tell of every connection and every bad request; what matters of that stands in our metrics.
+        logger.setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
     sys.excepthook = lambda kind, error, trace: logging.getLogger("trunkline").critical(
         "ended by an error", exc_info=(kind, error, trace)

@@ -16,6 +16,7 @@ from broker.broker import Broker
 from broker.events import Carried
 from broker.feed import Feed
 from broker.lines import Gap, Taker
+from broker.patience import pause
 
 from .auth import Verifier
 from .clock import TICK_SECONDS, Wheel
@@ -173,7 +174,7 @@ class Node(Taker):
                 self.metrics.redis_errors.add()
             else:
                 self.is_redis_up = True
-            await asyncio.sleep(REDIS_CHECK_SECONDS)
+            await pause(REDIS_CHECK_SECONDS)
 
     # -- leaving
 
@@ -186,9 +187,9 @@ class Node(Taker):
         started, window = self.now(), self.settings.drain_seconds
         for number, connection in enumerate(leaving):
             # Spread with jitter: clients that come back at the same moment are a storm for who takes them over.
-            pause = started + window * (number + random.random()) / len(leaving) - self.now()  # noqa: S311
-            if pause > 0:
-                await asyncio.sleep(pause)
+            at = started + window * (number + random.random()) / len(leaving) - self.now()  # noqa: S311
+            if at > 0:
+                await asyncio.sleep(at)
             connection.close(GOING_AWAY)
         deadline = self.now() + self.settings.slow_close_seconds + 1
         while self.connections and self.now() < deadline:  # noqa: ASYNC110 (once in a node's life)

@@ -16,6 +16,7 @@ from broker import Unavailable
 from broker.events import Carried
 from broker.feed import Feed
 from broker.log import Log, Page
+from broker.patience import pause
 from broker.positions import Position, is_after, order, parse
 
 from .dialects import Variant
@@ -204,11 +205,11 @@ class Walk:
 
 async def _patiently(read: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
     """Repeat a read while Redis is away: the client waits, and is told nothing that we do not know."""
-    pause = 0.05
+    seconds = 0.05
     while True:
         try:
             return await read(*arguments, **options)
         except Unavailable as error:
             logger.warning("a replay waits: %s", error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await pause(seconds)
+            seconds = min(2 * seconds, _LONGEST_PAUSE)

@@ -35,7 +35,7 @@ async def logged(broker: Broker) -> list[Event]:
     events: list[Event] = []
     end, is_last = "0-0", False
     while not is_last:
-        page, end, is_last = await broker.log.page(WORKSPACE, end)
+        page, end, is_last, _ = await broker.log.page(WORKSPACE, end)
         events += [event.event() for event in page]
     return events
 

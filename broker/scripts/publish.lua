@@ -75,7 +75,10 @@ for agent in pairs(seen) do
   local key = KEYS[3 + agent]
   redis.call('HSET', key, 'last_activity', string.format('%.0f', now))
   if newest_of[agent] then redis.call('HSET', key, 'position', newest_of[agent]) end
-  if credits[agent] then redis.call('HINCRBY', key, 'credits_used', credits[agent]) end
+  if credits[agent] then
+    -- A total past 64 bits must not stop the script half done: it stays where it is.
+    redis.pcall('HINCRBY', key, 'credits_used', string.format('%.0f', credits[agent]))
+  end
   redis.call('EXPIRE', key, ARGV[5])
 end
 
