@@ -124,6 +124,11 @@ class Feed:
         for name in {name for name, _ in wants}:
             self._ask_to_turn(self._workspaces[name])
 
+    def is_held(self, name: str) -> bool:
+        """True while events of the workspace wait behind a hole."""
+        workspace = self._workspaces.get(name)
+        return workspace is not None and workspace.held is not None
+
     def position(self, name: str, agents: Collection[str] | None) -> Position | None:
         """The position up to which all events of the workspace (of `agents`) were handed on; None while unknown."""
         workspace = self._workspaces.get(name)
@@ -358,7 +363,7 @@ class Feed:
                     batch.append(event)
                     continue
                 if (event.prev if line.agent is None else event.agent_prev) == line.position:
-                    line.position = Position(event.id)
+                    line.before, line.position = line.position, Position(event.id)
                     batch.append(event)
                     continue
             self._follow(line, event, batch)

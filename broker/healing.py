@@ -17,7 +17,9 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
         if line.position is not None and is_after(line.position, heads[agent]):
             # Redis knows less than we do: it lost what it had acknowledged, or everything.
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=True)
-            line.position = line.read_to = heads[agent]
+            # Perhaps only the last event was none of its own: then the one before it is where its history goes on.
+            is_before_known = line.before is not None and not is_after(line.before, heads[agent])
+            line.position = line.read_to = line.before if is_before_known and line.before else heads[agent]
     after = min((line.position or START for line in behind.values()), key=order)
     filled, limit = 0, FIRST_PAGE_EVENTS
     while any(line.position != heads[agent] for agent, line in behind.items()):

@@ -51,6 +51,7 @@ class Line:
 
     __slots__ = (
         "agent",
+        "before",
         "channel",
         "is_behind",
         "is_joined",
@@ -65,6 +66,7 @@ class Line:
         self.agent = agent
         self.channel = channel
         self.position: Position | None = None  # up to here all was handed on; None before the first join
+        self.before: Position | None = None  # the position before it, if the last event came live
         self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
         self.is_joined = False  # since the connection was made
         self.is_behind = False  # its head stands elsewhere

@@ -99,6 +99,8 @@ class Log:
             return Bounds(False, False, oldest)
         entry, newest, *heads = rest
         if numbers == (0, 0):
+            if agents and not any(heads):
+                return Bounds(True, False, oldest)  # they never said anything
             never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
             return Bounds(never_cut, False, oldest)
         is_newest = newest is not None and parse(newest.decode()) == numbers

@@ -45,6 +45,8 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
     node = Node(settings, broker, verifier)
     try:
         await _reach(broker)
+        if settings.jwt_jwks_url:
+            await verifier.refresh()
         async with asyncio.TaskGroup() as tasks:
             parts = [tasks.create_task(part()) for part in (node.feed.run, node.run_clock, node.run_checks)]
             try:

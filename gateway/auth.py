@@ -22,6 +22,9 @@ logger = logging.getLogger("trunkline.auth")
 REFRESH_SECONDS = 60.0
 FETCH_SECONDS = 5.0
 MAX_TOKEN_CHARACTERS = 16 * 1024
+SCOPES = frozenset(
+    {"events:read", "events:write", "agents:read", "agents:write", "commands:send", "runs:start"}
+)  # fmt: skip
 READ_ONLY = frozenset({"events:read", "agents:read"})
 
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -98,10 +101,15 @@ class Verifier:
 
     def _may_be_fetched(self, token: str) -> bool:
         """True when the token names a key that we do not know, and it is not too soon to ask for the set again."""
-        if not self._settings.jwt_jwks_url or time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
+        if not self._settings.jwt_jwks_url:
+            return False
+        if self._refreshing is None and time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
             return False
         header = _header(token)
-        return bool(header) and (not self._fetched or str(header.get("kid")) not in self._fetched)
+        if header.get("kid") is None:
+            # It names no key: a set that we have does not get better by being fetched again.
+            return bool(header) and not self._fetched and header.get("alg") not in {kind for kind, _ in self._keys}
+        return str(header["kid"]) not in self._fetched
 
     def _decode(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:
         settings = self._settings
@@ -149,7 +157,6 @@ class Verifier:
         await asyncio.shield(self._refreshing)
 
     async def _fetch(self) -> None:
-        self._refreshed_at = time.monotonic()
         try:
             document = await asyncio.to_thread(_get, self._settings.jwt_jwks_url)
             keys = jwt.PyJWKSet.from_json(document.decode()).keys
@@ -159,6 +166,7 @@ class Verifier:
         except Exception as error:
             logger.error("cannot fetch the key set: %s", error or type(error).__name__)
         finally:
+            self._refreshed_at = time.monotonic()
             self._refreshing = None
 
 
@@ -181,6 +189,21 @@ def sign(settings: Settings, claims: dict[str, Any]) -> str:
     if not settings.jwt_secret:
         raise Invalid("jwt_secret", "set TRUNKLINE_JWT_SECRET to the secret that the nodes verify with")
     return jwt.PyJWT({"enforce_minimum_key_length": False}).encode(claims, settings.jwt_secret[0], algorithm="HS256")
+
+
+def claims_for(
+    settings: Settings, subject: str, workspaces: list[str], ttl: int, *, scope: str | None, agent: str | None
+) -> dict[str, Any]:
+    """What a token says that nodes with the same settings accept for `ttl` seconds."""
+    now = int(time.time())
+    optional = {
+        settings.claim_scope: scope,
+        settings.claim_agent_id: agent,
+        "iss": settings.jwt_issuer or None,
+        "aud": settings.jwt_audience or None,
+    }
+    claims: dict[str, Any] = {"sub": subject, settings.claim_workspaces: workspaces, "iat": now, "exp": now + ttl}
+    return claims | {name: value for name, value in optional.items() if value is not None}
 
 
 def _public_key(path: Path) -> tuple[str, Any]:

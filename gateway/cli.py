@@ -3,11 +3,11 @@
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ import uvloop
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
 from broker.catalog import CATALOG
 from broker.events import pack
+from broker.keyspace import check_id, check_workspace
 from broker.lines import Gap
 from broker.positions import parse
 from broker.watch import watch
@@ -50,8 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(141)
 
 
+class _Parser(argparse.ArgumentParser):
+    """An error is one line, with where to find more."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="A Redis-backed event broker for AI agents.")
+    parser = _Parser(prog=PROGRAM, description="A Redis-backed event broker for AI agents.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -65,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
                 continue
             default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             note = f" [{default}]" if default not in ("", ()) else ""
+            note = f" ({' | '.join(field.choices)}){note}" if field.choices else note
             text = (field.description + note).replace("%", "%%")
             group.add_argument(field.flag, dest=field.name, metavar="VALUE", help=text)
         return sub
@@ -92,7 +101,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
-    return uvloop.run(work)
+    """Run to the end. What a task group found is raised as it was."""
+
+    async def alone() -> int:
+        try:
+            return await work
+        except* TrunklineError as group:
+            raise group.exceptions[0] from None
+
+    return uvloop.run(alone())
 
 
 # -- dev and serve
@@ -106,13 +123,10 @@ def _dev(settings: Settings, options: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, options: argparse.Namespace) -> int:
     if unused := unknown(os.environ):
-        sys.stderr.write(f"{PROGRAM}: no such setting: {', '.join(unused)}\n")
+        logging.getLogger("trunkline").warning("no such setting: %s", ", ".join(unused))
 
     async def work() -> int:
-        try:
-            await app.serve(settings)
-        except* TrunklineError as group:
-            raise group.exceptions[0] from None
+        await app.serve(settings)
         return 0
 
     return _run(work())
@@ -122,21 +136,17 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _token(settings: Settings, options: argparse.Namespace) -> int:
-    now = int(time.time())
-    claims: dict[str, Any] = {
-        "sub": options.sub,
-        settings.claim_workspaces: options.workspace,
-        "iat": now,
-        "exp": now + options.ttl,
-    }
-    if options.scope is not None:
-        claims[settings.claim_scope] = options.scope
+    for workspace in options.workspace:
+        check_workspace(workspace, "--workspace")
     if options.agent is not None:
-        claims[settings.claim_agent_id] = options.agent
-    if settings.jwt_issuer:
-        claims["iss"] = settings.jwt_issuer
-    if settings.jwt_audience:
-        claims["aud"] = settings.jwt_audience
+        check_id(options.agent, "--agent")
+    if options.ttl <= 0:
+        raise Invalid("--ttl", "expected more than 0 seconds")
+    if options.scope is not None and not set(options.scope.split()) <= auth.SCOPES:
+        raise Invalid("--scope", f"expected some of {', '.join(sorted(auth.SCOPES))}")
+    claims = auth.claims_for(
+        settings, options.sub, options.workspace, options.ttl, scope=options.scope, agent=options.agent
+    )
     print(auth.sign(settings, claims))
     return 0
 
@@ -281,6 +291,9 @@ async def _lines_of_stdin() -> AsyncIterator[list[bytes]]:
 
 
 def _tail(settings: Settings, options: argparse.Namespace) -> int:
+    check_workspace(options.workspace, "--workspace")
+    for agent in options.agent or ():
+        check_id(agent, "--agent")
     if options.since is not None and parse(options.since) is None:
         raise Invalid("--since", f"expected a position, as 1790000000000-0, got {options.since!r}")
     if options.type and not set(options.type) <= CATALOG.keys():

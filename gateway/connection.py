@@ -13,8 +13,21 @@ from . import frames
 from .auth import Claims, Denied, UnknownKey, bearer
 from .dialects import Dialect, Variant
 from .hub import Write, agents_of, wants
-from .messages import Action, Close, Complete, Follow, Heartbeat, Interest, PingSent, PongSent, Tell, Verify
-from .reasons import SLOW_CONSUMER, Reason
+from .messages import (
+    Action,
+    Authenticate,
+    Close,
+    Complete,
+    Follow,
+    Heartbeat,
+    Interest,
+    Ping,
+    PingSent,
+    PongSent,
+    Tell,
+    Verify,
+)
+from .reasons import BUG, INVALID_TOKEN, SLOW_CONSUMER, Reason
 from .session import Session
 
 if TYPE_CHECKING:
@@ -44,6 +57,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_denied_for",
         "_is_gone",
         "_node",
         "_pending",
@@ -68,6 +82,7 @@ class Connection:
         self._pending: deque[str] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_gone = False
+        self._denied_for = ""
         self.wheel_tick = -1
 
     @property
@@ -85,9 +100,14 @@ class Connection:
 
     def receive(self, text: str) -> None:
         if self._pending is not None:
-            if not self._node.feed.is_connected and self.session.is_ping(text):
+            request = self.session.peek(text) if self.session.claims is not None else None
+            if isinstance(request, Ping) and not self._node.feed.is_connected:
                 # Redis is away, and nobody knows how long: at least say that we are here.
                 self._say(self.dialect.say(PongSent(None)))
+                return
+            if isinstance(request, Authenticate):
+                # A token renewed in time must not expire while it waits.
+                self.perform(self.session.receive(text, self._node.now()))
                 return
             self._pending.append(text)
             if len(self._pending) >= MAX_PENDING:
@@ -141,6 +161,9 @@ class Connection:
                 case Verify(token):
                     self.verify(token)
                 case Close(reason):
+                    if reason is INVALID_TOKEN:
+                        otherwise = "missing" if self.session.claims is None else "expired"
+                        self._node.metrics.auth_failures.add(self._denied_for or otherwise)
                     self.close(reason)
         if not self._is_gone:
             self._node.wheel.put(self, self.session.due())
@@ -170,8 +193,12 @@ class Connection:
         self.perform(self.session.authenticated(claims, claims.expires_at - time.time(), now))
 
     def _denied(self, denied: Denied) -> None:
-        self._node.metrics.auth_failures.add(denied.cause)
+        self._denied_for = denied.cause
         self.perform(self.session.denied())
+
+    def fail(self) -> None:
+        """A bug of ours, told elsewhere, ends this connection."""
+        self.close(BUG)
 
     def close(self, reason: Reason) -> None:
         if not self._is_gone:
@@ -186,8 +213,8 @@ class Connection:
     def _follow(self, follow: Follow) -> None:
         """Deliver what `follow` says: at once when all its channels are joined, else as soon as they are."""
         needed = wants(follow.interest)
-        joined = self._node.feed.want(needed)
-        self._node.feed.unwant(self._wants)
+        joined = self._node.feed.want(needed - self._wants)
+        self._node.feed.unwant(self._wants - needed)
         self._wants = needed
         if follow.since is not None:
             self._wait(self._node.replays.resume(self, self._variant, follow, joined))
@@ -209,8 +236,8 @@ class Connection:
     def _complete(self) -> Complete:
         """Up to where this connection has all it asked for: one position, or one for each workspace of its token."""
         claims = self.session.claims
-        if claims is None or not self.interest:
-            return None
+        if claims is None or not self.interest or self.is_waiting:
+            return None  # while something is under way nobody can say
         positions: dict[str, str] = {}
         for workspace in {workspace for wanted in self.interest for workspace in wanted.workspaces}:
             position = self._node.feed.position(workspace, agents_of(self.interest, workspace))
@@ -247,18 +274,19 @@ class Connection:
         """Take what came meanwhile, until something waits again."""
         pending, self._pending = self._pending or deque(), None
         try:
-            while pending and not self._is_waiting and not self._is_gone:
+            while pending and not self.is_waiting and not self._is_gone:
                 self.perform(self.session.receive(pending.popleft(), self._node.now()))
         except Exception:
             self._wire.fail("taking a message that had waited")
             return
-        if self._is_waiting:
+        if self.is_waiting:
             self._pending = pending
         else:
             self._wire.resume_reading()
 
     @property
-    def _is_waiting(self) -> bool:
+    def is_waiting(self) -> bool:
+        """True while a request waits for somebody, and the next ones for it."""
         return self._pending is not None
 
     async def drained(self) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -51,16 +50,10 @@ async def _play(settings: Settings) -> None:
 
 def _introduce(settings: Settings, port: int) -> None:
     """Say what runs where, and what to try."""
-    now = int(time.time())
-    scope = "events:read events:write agents:read agents:write commands:send runs:start"
-    claims = {
-        "sub": "user-1",
-        settings.claim_workspaces: [demo.WORKSPACE],
-        settings.claim_scope: scope,
-        "iat": now,
-        "exp": now + TOKEN_SECONDS,
-    }
-    token = auth.sign(settings, claims)
+    scope = " ".join(sorted(auth.SCOPES))
+    token = auth.sign(
+        settings, auth.claims_for(settings, "user-1", [demo.WORKSPACE], TOKEN_SECONDS, scope=scope, agent=None)
+    )
     program = shlex.quote(_relative(Path(sys.argv[0])))
     where = f"--redis-url {settings.redis_url}" + (
         f" --prefix {settings.prefix}" if settings.prefix != "trunkline" else ""

@@ -7,6 +7,7 @@ else the workspace. An event costs the groups that can match it, whatever the nu
 Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -18,9 +19,11 @@ from . import frames
 from .dialects.base import Variant
 from .messages import Interest
 
+logger = logging.getLogger("trunkline.hub")
+
 Write = Callable[[bytes], None]
 
-# Joined frames of one write; beyond it a batch goes out in several, so that no member sees a burst past its bound.
+# Joined frames of one write; beyond it a batch goes out in several.
 MAX_WRITE_BYTES = 128 * 1024
 
 # What is kept for one member that is behind.
@@ -36,6 +39,9 @@ class Member(Protocol):
 
     def gap(self, gap: Gap) -> None:
         """Hear of lost events."""
+
+    def fail(self) -> None:
+        """End, since we cannot deliver."""
 
 
 class Deliveries:
@@ -74,9 +80,9 @@ class Group:
             if self.held_bytes > MAX_HELD_BYTES:
                 self.held, self.held_bytes, self.has_overflowed = [], 0, True
             return
-        self.delivered_at = now
         members, deliveries = self.members, self.deliveries
         for count, data in frames_of(events, self.variant):
+            self.delivered_at = now
             for write in members.values():
                 write(data)
             # Counted once for all of them.
@@ -261,7 +267,12 @@ class Hub:
             if index is not None:
                 index.match(event, owed)
         for group, matched in owed.items():
-            group.deliver(matched, now)
+            try:
+                group.deliver(matched, now)
+            except Exception:
+                logger.exception("a bug ended the connections of a group while events were delivered")
+                for member in list(group.members):
+                    member.fail()
 
     def touched(self, gap: Gap) -> list[Member]:
         """The members that watched what a gap is in."""

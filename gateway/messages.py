@@ -18,6 +18,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     subjects: frozenset[str] | None = None
     types: frozenset[str] | None = None
 
+    @property
+    def ids(self) -> tuple[frozenset[str] | None, ...]:
+        return self.workspaces, self.agents, self.subjects
+
 
 # -- a client asks
 

@@ -16,6 +16,11 @@ from .dialects import ALL
 PREFIX = "trunkline_"
 
 
+def _unit(name: str) -> str:
+    """The unit that a metric's name ends with; figures of things have none."""
+    return next((unit for unit in ("seconds", "bytes") if name.endswith(f"_{unit}")), "")
+
+
 class Counter:
     """A figure that only grows, for each combination of label values."""
 
@@ -35,7 +40,7 @@ class Counter:
         self.values[values] = amount
 
     def collect(self) -> Metric:
-        family = CounterMetricFamily(PREFIX + self.name, self.help, labels=self.labels)
+        family = CounterMetricFamily(PREFIX + self.name, self.help, labels=self.labels, unit=_unit(self.name))
         for values, amount in self.values.items():
             family.add_metric(values, amount)
         return family
@@ -53,7 +58,7 @@ class Gauge:
         self.read: Callable[[], Mapping[str, float]] = dict
 
     def collect(self) -> Metric:
-        family = GaugeMetricFamily(PREFIX + self.name, self.help, labels=self.labels)
+        family = GaugeMetricFamily(PREFIX + self.name, self.help, labels=self.labels, unit=_unit(self.name))
         for value, amount in self.read().items():
             family.add_metric([value] if self.labels else [], amount)
         return family
@@ -78,7 +83,7 @@ class Histogram:
     def collect(self) -> Metric:
         bounds = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-        family = HistogramMetricFamily(PREFIX + self.name, self.help)
+        family = HistogramMetricFamily(PREFIX + self.name, self.help, unit=_unit(self.name))
         family.add_metric([], buckets, self._sum)
         return family
 

@@ -1,6 +1,7 @@
 """The node: what all of its connections share, and what happens between them, the feed and the clock."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -159,7 +160,8 @@ class Node(Taker):
                     connection.tick(now)
                 except Exception:
                     logger.exception("a bug ended a connection while its time had come")
-                    connection.close(BUG)
+                    with contextlib.suppress(Exception):
+                        connection.close(BUG)
 
     async def run_checks(self) -> None:
         """Ask Redis every second whether it is there."""

@@ -9,19 +9,20 @@ once, each event encoded once.
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from broker import Unavailable
 from broker.events import Carried
 from broker.feed import Feed
-from broker.log import Log, Page
+from broker.log import FIRST_PAGE_EVENTS, Log, Page
 from broker.patience import pause
-from broker.positions import Position, is_after, order, parse
+from broker.positions import START, Position, is_after, order, parse
 
 from .dialects import Variant
 from .hub import Group, Hub, agents_of, frames_of, matches
-from .messages import Follow, GapSaid, Tell
+from .messages import Follow, GapSaid, Interest, Tell
 from .metrics import Metrics
 
 if TYPE_CHECKING:
@@ -31,12 +32,16 @@ logger = logging.getLogger("trunkline.replay")
 
 _LONGEST_PAUSE = 2.0
 
+MAX_WALKS = 16
+TAKERS_AT_ONCE = 64  # between two turns of the event loop
+MAX_LAST_BYTES = 128 * 1024  # what may be written together with taking one's place
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Resume:
-    """One client's way back. `cursors` are the positions up to which it has everything, by workspace."""
+    """One client's way back. `cursors` are the positions up to which it has all it is owed, by workspace."""
 
     def __init__(self, connection: "Connection", variant: Variant, follow: Follow, group: Group) -> None:
         self.connection = connection
@@ -44,32 +49,39 @@ class Resume:
         self.follow = follow
         self.group = group
         self.cursors: dict[str, Position] = {}
-        # Where live events began to be held: before it earlier subscriptions have delivered what they match.
-        self.floors: dict[str, Position] = {}
+        # Where live events began to be held: behind it everything is owed, before it only what is fresh.
+        self.floors: dict[str, tuple[int, int]] = {}
         # Workspaces whose cursor is an entry of the log, so that a cut behind it can be seen.
         self.on_entry: set[str] = set()
+        self.walked: set[str] = set()
         self.outcome = "complete"
 
-    def wants(self, event: Carried) -> bool:
-        """True when the replay owes this event."""
-        follow = self.follow
+    def wants(self, event: Carried, at: tuple[int, int]) -> bool:
+        """True when the replay owes this event, which stands at `at`."""
         floor = self.floors.get(event.workspace_id)
-        if event.id is not None and floor is not None and is_after(event.id, floor):
-            return matches(follow.interest, event)
-        return matches(follow.fresh, event) and not matches(follow.before, event)
+        if floor is not None and at > floor:
+            return matches(self.follow.interest, event)
+        return matches(self.follow.fresh, event) and not matches(self.follow.before, event)
 
-    def take(self, workspace: str, page: Page) -> None:
-        """Write what a page holds for this client."""
+    def take(self, workspace: str, page: Page, places: list[tuple[int, int]]) -> None:
+        """Write what a page holds for this client; `places` are its events' positions as numbers."""
         cursor = self.cursors[workspace]
-        behind = [event for event in page.events if event.id is not None and is_after(event.id, cursor)]
-        if behind and workspace in self.on_entry and is_after(behind[0].prev or cursor, cursor):
+        start = bisect_right(places, order(cursor))
+        if start < len(places) and workspace in self.on_entry and is_after(page.events[start].prev or cursor, cursor):
             # The log was cut while we walked: between the cursor and this page something is missing.
-            self.say_gap(workspace, cursor, behind[0].id)
-        for _, data in frames_of([event for event in behind if self.wants(event)], self.variant):
-            self.connection.write(data)
+            self.say_gap(workspace, cursor, page.events[start].id)
+        self.write([page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])])
         if is_after(page.end, cursor):
             self.cursors[workspace] = page.end
             self.on_entry.add(workspace)
+
+    def write(self, events: list[Carried]) -> None:
+        """Write events to this client, and count them."""
+        deliveries = self.group.deliveries
+        for count, data in frames_of(events, self.variant):
+            self.connection.write(data)
+            deliveries.events += count
+            deliveries.bytes += len(data)
 
     def say_gap(self, workspace: str, since: str, oldest: str | None) -> None:
         self.outcome = "gap"
@@ -85,30 +97,45 @@ class Replays:
         self._hub = hub
         self._metrics = metrics
         self._walks: dict[str, Walk] = {}
+        self._places = asyncio.Semaphore(MAX_WALKS)
 
     async def resume(
         self, connection: "Connection", variant: Variant, follow: Follow, joined: "asyncio.Future[None] | None"
     ) -> None:
         """Perform a `Follow` with positions."""
         assert follow.since is not None
+        # Only while nothing is being healed does a position say what was handed on.
+        while held := [name for name in _workspaces(follow.before) if self._feed.is_held(name)]:
+            await self._feed.settle(held[0])
         group = self._hub.hold(connection, variant, follow.interest, 0.0)
         resume = Resume(connection, variant, follow, group)
-        for workspace in follow.since:
-            agents = agents_of(follow.before, workspace)
-            if agents != frozenset() and (floor := self._feed.position(workspace, agents)) is not None:
-                resume.floors[workspace] = floor
+        for workspace in _workspaces(follow.before):
+            self._set_floor(resume, workspace, follow.before)
         if joined is not None:
             await joined
+        for workspace in _workspaces(follow.interest) - resume.floors.keys():
+            self._set_floor(resume, workspace, follow.interest)
         for workspace, since in follow.since.items():
             await self._begin(resume, workspace, since)
         while not connection.is_gone:
+            if group.has_overflowed:
+                # Something of any workspace was let go.
+                resume.walked |= resume.cursors.keys()
             group.has_overflowed = False
-            await asyncio.gather(*(self._walk(resume, workspace) for workspace in resume.cursors))
-            for workspace in resume.cursors:
+            await asyncio.gather(*(self._walk(resume, workspace) for workspace in resume.walked))
+            for workspace in resume.walked:
                 await self._feed.settle(workspace)
             if not group.has_overflowed:
                 break
-        self._end(resume)
+        await self._end(resume)
+
+    def _set_floor(self, resume: Resume, workspace: str, interest: Interest) -> None:
+        """From the present position on, everything of a workspace is held or can be read."""
+        agents = agents_of(interest, workspace)
+        position = self._feed.position(workspace, agents)
+        if position is not None:
+            resume.floors[workspace] = order(position)
+            resume.cursors[workspace] = position
 
     async def _begin(self, resume: Resume, workspace: str, since: str) -> None:
         """Set the cursor of a workspace, or say the gap."""
@@ -120,6 +147,7 @@ class Replays:
         numbers = parse(since)
         assert numbers is not None
         resume.cursors[workspace] = Position(f"{numbers[0]}-{numbers[1]}")
+        resume.walked.add(workspace)
         if bounds.is_entry:
             resume.on_entry.add(workspace)
 
@@ -129,34 +157,49 @@ class Replays:
         while not is_through:
             walk = self._walks.get(workspace)
             if walk is None:
-                walk = self._walks[workspace] = Walk(self._log, workspace, self._walks)
+                walk = self._walks[workspace] = Walk(self._log, workspace, self._walks, self._places)
             is_through = await walk.join(resume)
-            if not is_through and not await resume.connection.drained():
+            if not await resume.connection.drained():
                 return
 
-    def _end(self, resume: Resume) -> None:
-        """Hand on what was held behind the end of the log, and take its place among the others. Waits for nothing."""
+    async def _end(self, resume: Resume) -> None:
+        """Hand on what was held behind the end of the log, and take its place among the others."""
         connection, group = resume.connection, resume.group
+        while group.held_bytes > MAX_LAST_BYTES and not connection.is_gone and not group.has_overflowed:
+            # In pieces, while more may come: only the last one and the change of place are one moment.
+            held, group.held, group.held_bytes = group.held or [], [], 0
+            resume.write([event for event in held if not self._was_replayed(resume, event)])
+            await connection.drained()
         if connection.is_gone:
             return
-        held = [event for event in group.held or () if not self._was_replayed(resume, event)]
-        for _, data in frames_of(held, resume.variant):
-            connection.write(data)
+        if group.has_overflowed:
+            # It takes less than what flows: the rest is for when it comes back.
+            connection.too_slow()
+            return
+        resume.write([event for event in group.held or () if not self._was_replayed(resume, event)])
         self._metrics.resumes.add(resume.outcome)
         connection.place(resume.follow.interest)
 
     def _was_replayed(self, resume: Resume, event: Carried) -> bool:
-        cursor = resume.cursors.get(event.workspace_id)
-        return event.id is not None and cursor is not None and not is_after(event.id, cursor) and resume.wants(event)
+        workspace = event.workspace_id
+        if event.id is None or workspace not in resume.walked:
+            return False
+        at = order(event.id)
+        return at <= order(resume.cursors[workspace]) and resume.wants(event, at)
+
+
+def _workspaces(interest: Interest) -> set[str]:
+    return {workspace for wanted in interest for workspace in wanted.workspaces}
 
 
 class Walk:
     """One reader of a workspace's log for all who resume there now."""
 
-    def __init__(self, log: Log, workspace: str, walks: dict[str, "Walk"]) -> None:
+    def __init__(self, log: Log, workspace: str, walks: dict[str, "Walk"], places: asyncio.Semaphore) -> None:
         self._log = log
         self._workspace = workspace
         self._walks = walks
+        self._places = places
         self._waiting: list[tuple[Resume, asyncio.Future[bool]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -171,7 +214,7 @@ class Walk:
     async def _run(self) -> None:
         """Walk from the oldest cursor; whoever stands at or behind ours may come along."""
         party: list[tuple[Resume, asyncio.Future[bool]]] = []
-        cursor = Position("")
+        cursor, limit = Position(""), FIRST_PAGE_EVENTS
         try:
             while party or self._waiting:
                 if not party:
@@ -179,13 +222,17 @@ class Walk:
                 joining = [entry for entry in self._waiting if not is_after(cursor, self._cursor(entry[0]))]
                 self._waiting = [entry for entry in self._waiting if entry not in joining]
                 party += joining
-                page = await _patiently(self._log.page, self._workspace, cursor)
-                cursor = page.end
+                async with self._places:
+                    page = await _patiently(self._log.page, self._workspace, cursor, limit)
+                cursor, limit = page.end, page.limit
+                places = [order(event.id or START) for event in page.events]
                 staying = []
-                for resume, future in party:
+                for number, (resume, future) in enumerate(party):
                     if future.done():
                         continue
-                    resume.take(self._workspace, page)
+                    if number % TAKERS_AT_ONCE == TAKERS_AT_ONCE - 1:
+                        await asyncio.sleep(0)
+                    resume.take(self._workspace, page, places)
                     if page.is_last or resume.connection.is_gone or resume.connection.is_full:
                         future.set_result(page.is_last or resume.connection.is_gone)
                     else:

@@ -17,6 +17,7 @@ from .node import Node
 from .wire import Wire
 
 BACKLOG = 4096
+LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
@@ -56,20 +57,22 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let everybody go in peace, while newcomers still hear a clear no; then as uvicorn does."""
-        if not self.force_exit:
-            await self.node.drain()
+        draining = asyncio.create_task(self.node.drain())
+        while not (draining.done() or self.force_exit):  # a second Ctrl-C
+            await asyncio.wait((draining,), timeout=0.1)
+        draining.cancel()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signal again at the end: a process that was asked to go and went did not fail."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in LEAVE:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in LEAVE:
                 loop.remove_signal_handler(number)
 
 

@@ -47,7 +47,7 @@ from .reasons import (
 )
 from .settings import Settings
 
-_NEVER = float("inf")
+READ_SCOPE = "events:read"
 
 
 class Session:
@@ -114,12 +114,12 @@ class Session:
             self._errors = before
             return self._refuse(refused)
 
-    def is_ping(self, text: str) -> bool:
-        """True when this is a ping, and nothing else would come of it than a pong."""
+    def peek(self, text: str) -> Request | None:
+        """What a message asks, without taking it; None when it is not understood."""
         try:
-            return self.claims is not None and isinstance(self._dialect.decode(text), Ping)
+            return self._dialect.decode(text)
         except Refused:
-            return False
+            return None
 
     def receive_pong(self) -> None:
         """A pong frame: it answers, and says nothing else."""
@@ -162,13 +162,17 @@ class Session:
 
     def _subscribe(self, asked: Asked, since: str | Mapping[str, str] | None) -> list[Action]:
         assert self.claims is not None
-        if "events:read" not in self.claims.scope:
-            raise Refused(FORBIDDEN, "The token's scope has no events:read")
+        if READ_SCOPE not in self.claims.scope:
+            raise Refused(FORBIDDEN, f"The token's scope has no {READ_SCOPE}")
         workspaces = asked.workspaces or self.claims.workspaces
         if not workspaces <= self.claims.workspaces:
             raise Refused(FORBIDDEN)
         positions = self._positions(workspaces, since)
         before = self._interest
+        values = sum(len(part or ()) for one in (*self._asked, asked) for part in one.ids)
+        if values > self._dialect.limits.max_filter_values:
+            allowed = self._dialect.limits.max_filter_values
+            raise Refused(INVALID_MESSAGE, f"$.filters: all subscriptions together may name {allowed} ids")
         self._asked[asked] = None
         if len(self._asked) > self._dialect.limits.max_subscriptions:
             raise Refused(TOO_MANY_SUBSCRIPTIONS)
@@ -190,7 +194,7 @@ class Session:
                 )
             return dict.fromkeys(workspaces, since)
         if not since.keys() <= self.claims.workspaces:
-            raise Refused(FORBIDDEN)
+            raise Refused(FORBIDDEN, "$.since: the token does not name this workspace")
         return since
 
     def _unsubscribe(self, asked: Asked) -> list[Action]:
@@ -210,6 +214,8 @@ class Session:
 
     def _resolve(self) -> Interest:
         assert self.claims is not None
+        if READ_SCOPE not in self.claims.scope:
+            return frozenset()
         own = self.claims.workspaces
         named = ((asked, (asked.workspaces or own) & own) for asked in self._asked)
         return frozenset(_filter(asked, workspaces) for asked, workspaces in named if workspaces)

@@ -57,7 +57,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _m("least severity to log")] = "info"
     log_format: Annotated[
-        Literal["auto", "json", "text"], _m("JSON lines or readable text; auto: json in production")
+        Literal["auto", "json", "text"],
+        _m("JSON lines or readable text; auto: json in production, but text on a terminal"),
     ] = "auto"
 
     log_events: Annotated[int, _m("durable events kept per workspace", ge=1)] = 10_000

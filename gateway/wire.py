@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trunkline.wire")
 
+# How long a client that holds more than its bound has to take it, and how many messages of one read are taken at once.
+SLOW_SECONDS = 0.1
+MAX_MESSAGES_AT_ONCE = 256
+
 # The library tells its logger of every request, with query and headers.
 _silent = logging.getLogger("trunkline.wire.handshake")
 _silent.disabled = True
@@ -59,9 +63,11 @@ class Wire(asyncio.Protocol):
         "_connection",
         "_deadline",
         "_is_closing",
+        "_is_full",
         "_node",
         "_parser",
         "_peers",
+        "_rest",
         "_transport",
         "write",
     )
@@ -73,6 +79,8 @@ class Wire(asyncio.Protocol):
         self._parser: frames.Parser | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._is_closing = False
+        self._is_full = False
+        self._rest: list[frames.Received] | None = None
         self._close_code = frames.ABNORMAL_CLOSURE
 
     # -- asyncio's side
@@ -86,11 +94,30 @@ class Wire(asyncio.Protocol):
         if self._parser is None:
             self._shake_hands(data)
             return
+        received = self._parser.feed(data)
+        if self._rest is not None:
+            self._rest += received
+        else:
+            self._take_some(received)
+
+    def _take_some(self, received: list[frames.Received]) -> None:
+        """A flood is taken in turns, so that the others have theirs."""
         try:
-            for received in self._parser.feed(data):
-                self._take(received)
+            for one in received[:MAX_MESSAGES_AT_ONCE]:
+                self._take(one)
         except Exception:
             self.fail("reading a frame")
+            return
+        if len(received) > MAX_MESSAGES_AT_ONCE:
+            self._rest = received[MAX_MESSAGES_AT_ONCE:]
+            self.pause_reading()
+            asyncio.get_running_loop().call_soon(self._take_rest)
+
+    def _take_rest(self) -> None:
+        rest, self._rest = self._rest or [], None
+        self._take_some(rest)
+        if self._rest is None and self._connection is not None and not self._connection.is_waiting:
+            self.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._peers.discard(self)
@@ -104,11 +131,15 @@ class Wire(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        """More waits for this client than the bound allows. Told later: the hub may be in the middle of its members."""
-        if not self._is_closing:
-            asyncio.get_running_loop().call_soon(self._too_slow)
+        """More waits for this client than the bound allows: judge it in a moment.
 
-    def resume_writing(self) -> None: ...
+        A burst of ours is no fault of the client's, and the hub may be in the middle of its members now.
+        """
+        self._is_full = True
+        asyncio.get_running_loop().call_later(SLOW_SECONDS, self._judge)
+
+    def resume_writing(self) -> None:
+        self._is_full = False
 
     def shutdown(self) -> None:
         """uvicorn wants every connection to end now."""
@@ -188,6 +219,7 @@ class Wire(asyncio.Protocol):
         self._close_code = code
         self.write(frames.close(code) if code != frames.NO_STATUS_RECEIVED else b"\x88\x00")
         self._transport.close()
+        self._set_deadline()
         self._leave()
 
     # -- what connections ask for
@@ -217,18 +249,27 @@ class Wire(asyncio.Protocol):
         self._close_code = code
         self.write(frames.close(code, reason))
         self.resume_reading()
+        self._set_deadline()
+        self._leave()
+
+    def _set_deadline(self) -> None:
+        """Whoever does not take what is left by then is cut off."""
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._node.settings.slow_close_seconds, self._transport.abort)
-        self._leave()
 
     def fail(self, doing: str) -> None:
         """A bug of ours: everything in the log, nothing to the client."""
         logger.exception("a bug ended a connection while %s", doing)
         self.close(frames.INTERNAL_ERROR, "")
 
-    def _too_slow(self) -> None:
-        if self._connection is not None and not self._is_closing:
+    def _judge(self) -> None:
+        """Has it taken what it was slow to take?"""
+        if self._connection is None or self._is_closing or not self._is_full:
+            return
+        if self.backlog > self._node.settings.max_backlog_bytes:
             self._connection.too_slow()
+        else:
+            asyncio.get_running_loop().call_later(SLOW_SECONDS, self._judge)
 
     def _leave(self) -> None:
         if self._connection is not None:

@@ -53,8 +53,8 @@ class Dev:
 
     def redis_pids(self) -> list[int]:
         """The redis-server processes that it started."""
-        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return [int(line) for line in children.stdout.split()]
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture

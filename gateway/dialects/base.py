@@ -26,6 +26,7 @@ class Limits(NamedTuple):
 
     max_message_bytes: int
     max_subscriptions: int
+    max_filter_values: int = 2000  # ids in all subscriptions of a connection together
     max_errors_in_row: int = 10
     max_pings_unanswered: int = 3
 
