@@ -64,7 +64,7 @@ def client(address: Address, name: str, *, retries: int = 0) -> Redis:
     """A client for commands. `retries` is for one that only reads: a write whose answer was lost would run twice."""
     pool = BlockingConnectionPool.from_url(
         address.url,
-        protocol=3,
+        protocol=2,  # with 3 it asks each connection for notifications that are not for us
         client_name=name,
         retry=Retry(ConstantBackoff(0.05), retries),
         retry_on_error=[],

@@ -25,7 +25,7 @@ from msgspec import UNSET, UnsetType
 from .catalog import CATALOG, EventType
 from .errors import Invalid
 from .keyspace import check_id, check_workspace
-from .positions import parse
+from .positions import START, parse
 
 MAX_EVENT_BYTES = 256 * 1024
 
@@ -202,8 +202,8 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
     if position is not None:
         event.id = position
     if event.id is not None:
-        for value in (event.id, event.prev, event.agent_prev):
-            if value and parse(value) is None:
+        for place in (event.id, event.prev or START, event.agent_prev or START):
+            if parse(place) is None:
                 raise Invalid("$.id", "not a position, or none before it")
     known = _known.get(event.type)
     if known is None:

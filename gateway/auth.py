@@ -108,7 +108,7 @@ class Verifier:
         header = _header(token)
         if header.get("kid") is None:
             # It names no key: a set that we have does not get better by being fetched again.
-            return bool(header) and not self._fetched and header.get("alg") not in {kind for kind, _ in self._keys}
+            return bool(header) and not self._fetched and header.get("alg") not in [kind for kind, _ in self._keys]
         return str(header["kid"]) not in self._fetched
 
     def _decode(self, token: str, algorithm: str, key: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
     """An error is one line, with where to find more."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{PROGRAM}: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
