@@ -194,6 +194,7 @@ class Connection:
 
     def _denied(self, denied: Denied) -> None:
         self._denied_for = denied.cause
+        logger.debug("a token was not accepted: %s", denied.cause)
         self.perform(self.session.denied())
 
     def fail(self) -> None:
@@ -213,6 +214,7 @@ class Connection:
     def _follow(self, follow: Follow) -> None:
         """Deliver what `follow` says: at once when all its channels are joined, else as soon as they are."""
         needed = wants(follow.interest)
+        logger.debug("a client follows %d filters on %d channels", len(follow.interest), len(needed))
         joined = self._node.feed.want(needed - self._wants)
         self._node.feed.unwant(self._wants - needed)
         self._wants = needed

@@ -104,7 +104,7 @@ class Heartbeat(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """Deliver `interest` from now on. `since`: first what `fresh` matches and `interest_before` did not."""
+    """Deliver `interest` from now on. `since`: first what `fresh` matches and `before` did not."""
 
     interest: Interest
     fresh: Interest = frozenset()

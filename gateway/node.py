@@ -100,6 +100,7 @@ class Node(Taker):
         self.connections.add(connection)
         self._open[admission.dialect.name] += 1
         self.metrics.opened.add(admission.dialect.name)
+        logger.debug("a %s client came, %d are here", admission.dialect.name, len(self.connections))
         return connection
 
     def disconnected(self, connection: Connection, code: int) -> None:
@@ -108,6 +109,7 @@ class Node(Taker):
         self._open[connection.dialect.name] -= 1
         known = str(code) if code in KNOWN_CLOSE_CODES else "other"
         self.metrics.closed.add(connection.dialect.name, known)
+        logger.debug("a %s client left with %s, %d are here", connection.dialect.name, known, len(self.connections))
 
     def max_message_bytes(self, dialect: Dialect) -> int:
         return self.settings.max_message_bytes or dialect.limits.max_message_bytes
