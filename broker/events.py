@@ -31,6 +31,7 @@ MAX_EVENT_BYTES = 256 * 1024
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d):(\d\d)(?:\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _encode = msgspec.json.Encoder().encode
+_PRINTABLE = "expected printable characters"
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -184,7 +185,9 @@ def pack(event: Event) -> Packed:
     return Packed(workspace, str(agent or ""), "-" if event.ephemeral or not kind.durable else used, stamp, rest)
 
 
-def unpack(message: bytes, workspace: str, agent: str | None = None, position: str | None = None) -> Carried:
+def unpack(  # noqa: PLR0915 (one pass over a message, on the hot path)
+    message: bytes, workspace: str, agent: str | None = None, position: str | None = None
+) -> Carried:
     """Read what came on the channel of `workspace` (and of `agent`), or stands in its log at `position`.
 
     Anyone may PUBLISH: nothing is believed. Raises `Invalid` for whatever is not one valid event of this very channel.
@@ -229,15 +232,24 @@ def unpack(message: bytes, workspace: str, agent: str | None = None, position: s
             _lift_raw(event, kind, fields)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid_data(kind, error) from error
-    if agent is not None and (event.agent_id or "") != agent:
+    if agent is None:
+        if event.agent_id is not None:
+            if not event.agent_id.isprintable():
+                raise Invalid("$.agent_id", _PRINTABLE)
+        elif kind.needs_agent:
+            raise Invalid("$.agent_id", f"{kind.name} needs the id of its agent")
+    elif event.agent_id != (agent or None):  # somebody who follows this channel has given its agent's id
         raise Invalid("$.agent_id", "not the agent of this channel")
-    if kind.needs_agent and event.agent_id is None:
+    elif not agent and kind.needs_agent:
         raise Invalid("$.agent_id", f"{kind.name} needs the id of its agent")
+    if event.task_id is not None and not event.task_id.isprintable():
+        raise Invalid("$.task_id", _PRINTABLE)
+    if event.inference_id is not None and not event.inference_id.isprintable():
+        raise Invalid("$.inference_id", _PRINTABLE)
+    if event.execution_id is not None and not event.execution_id.isprintable():
+        raise Invalid("$.execution_id", _PRINTABLE)
     if kind.needs_subject and getattr(event, kind.subject or "") is None:
         raise Invalid(f"$.{kind.subject}", "required")
-    for value in (event.agent_id, event.task_id, event.inference_id, event.execution_id):
-        if value is not None and not value.isprintable():
-            raise Invalid("$", "expected ids of printable characters")
     return event
 
 
