@@ -19,7 +19,7 @@ from .errors import Unavailable
 
 # hiredis moves what is left of its buffer after every few replies: fed a large read whole, that is most of its work.
 # And what is handed on by such slices is still in the processor's cache when it is written to the sockets.
-_SLICE_BYTES = 32 * 1024
+_SLICE_BYTES = 16 * 1024
 
 Answer = Callable[[Any], None]
 Command = tuple[str | bytes | int, ...]
