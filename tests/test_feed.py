@@ -334,3 +334,35 @@ async def test_a_plain_publish_on_an_agents_channel_arrives_though_somebody_watc
         await broker.publish(progress(6))
         await until(lambda: taken.steps()[-1] == 6)
         assert taken.steps() == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_change_of_channels_between_the_two_copies_of_an_event_neither_doubles_nor_loses_it(
+    redis_url: str, prefix: str
+) -> None:
+    wants = [(WORKSPACE, None), (WORKSPACE, "agent-1")]
+    async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
+
+        def copies(step: int) -> tuple[list[bytes], list[bytes]]:
+            """What the script publishes for one event: on the workspace's channel, then on the agent's."""
+            message = b'{"id":"1-%d","prev":"%b","agent_prev":"%b","type":"task.progress","agent_id":"agent-1",'
+            message += b'"task_id":"t","timestamp":"2026-03-27T10:30:45Z","data":{"step":%d}}'
+            before = b"0-0" if step == 1 else b"1-%d" % (step - 1)
+            message %= (step, before, before, step)
+            channels = broker.keys.channel(WORKSPACE), broker.keys.channel(WORKSPACE, "agent-1")
+            whole, agent = ([b"message", channel.encode(), message] for channel in channels)
+            return whole, agent
+
+        for step in range(1, 7, 2):
+            first, second = copies(step)
+            feed.on_pushes([first])
+            feed.unwant([(WORKSPACE, None)])
+            feed.on_pushes([second])
+            await feed.settle(WORKSPACE)
+            first, second = copies(step + 1)
+            feed.on_pushes([first])
+            joined = feed.want([(WORKSPACE, None)])
+            feed.on_pushes([second])
+            if joined is not None:
+                await joined
+        assert taken.steps() == [1, 2, 3, 4, 5, 6]
+        assert taken.gaps == []
