@@ -11,7 +11,8 @@ No struct repeats them. How the structs are to be read:
 - `Text`, `Count`, `Number` … may be absent. Present, they must have that type, and null is not that type.
 - `Any` is left open: whatever JSON is there passes, null included. So does every field that is not listed.
 
-`DECODERS[name].decode(raw)` checks `data` as raw JSON. A wrong field is a `msgspec.ValidationError` that says where
+`DECODERS[name].decode(raw)` checks `data` as raw JSON, by the table alone; events.py makes decoders of its own from it,
+which see ids and reserved names in the same pass. A wrong field is a `msgspec.ValidationError` that says where
 ("Expected `int`, got `str` - at `$.step`"), no JSON is its parent `DecodeError`; deep nesting is a `RecursionError` and
 a bad byte in a listed text a `UnicodeDecodeError`, while bad bytes in what is not listed pass: check UTF-8 before.
 Reserved names and ids are the caller's to check too: a struct cannot see them.

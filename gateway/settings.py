@@ -149,6 +149,8 @@ def load(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
         name = path.strip("`$.").partition("[")[0]
+        if choices := next((field.choices for field in fields() if field.name == name), ()):
+            reason = f"expected {' or '.join(choices)}"
         raise Invalid(names.get(name, name), reason[:1].lower() + reason[1:].replace("`", "")) from None
     except Invalid as error:
         raise Invalid(names.get(error.path, error.path), error.reason) from error
