@@ -1,7 +1,7 @@
 """Every key and channel in Redis, in one place: name, type, lifetime, writer.
 
-All names begin with a configurable prefix. The workspace stands in braces, so that all keys and channels of one
-workspace share a Cluster slot and a script may touch them together.
+All names begin with a configurable prefix. What stands in braces decides the Cluster slot, so that a script may touch
+its keys together: those of one workspace, those of all connection limits, the one of a message window.
 """
 
 from typing import NamedTuple
@@ -38,6 +38,26 @@ TABLE = (
     Row("events:{workspace}", "channel", "", "publish.lua, PUBLISH by anyone", "every event of the workspace"),
     Row("events:{workspace}:<agent>", "channel", "", "publish.lua, PUBLISH by anyone",
         "the events of one agent; the empty name: those without an agent"),
+    Row("connections:{limits}:<holder>", "sorted set", "45 s after the last renewal", "admit.lua, renew.lua",
+        "the leases of a user's, an address' or an endpoint's connections, by the time (ms) at which they end"),
+    Row("admissions:{limits}:<holder>", "sorted set", "1 min after the last", "admit.lua",
+        "the connections that were admitted in the last minute, by time (ms)"),
+    Row("messages:{holder}", "string", "the window", "take.lua", "messages in the present window"),
+    Row("commands:{workspace}:<agent>", "stream", "1 h after the last command or beat of a listener",
+        "command.lua, listen.lua, leave.lua, settle.lua",
+        "the commands an agent has not settled yet: field `c` is a command's JSON; one consumer group, `agent`"),
+    Row("waiting:{workspace}", "sorted set", "1 h after the last command", "command.lua, settle.lua, waiting.lua",
+        "the commands of all agents that are not settled, by deadline (ms)"),
+    Row("presence:{workspace}:<agent>", "string", "15 s after the last sign of life", "listen.lua, leave.lua",
+        "who listens"),
+    Row("replies:{node}", "stream", "1 min after the last reply", "reply.lua",
+        "how commands ended that this node sent: field `r` is a reply's JSON"),
+    Row("election:{workspace}", "string", "6 s after the last renewal", "lead.lua",
+        "the node that publishes the workspace's `metrics_update`"),
+    Row("alerts:{workspace}", "set", "1 h after the last change", "the elected node",
+        "the performance alerts raised now"),
+    Row("nodes", "hash", "1 min after the last beat", "beat.lua",
+        "CPU and memory of each node, and when (ms) it said so"),
 )  # fmt: skip
 
 
@@ -67,6 +87,38 @@ class Keyspace:
         """The channel of a whole workspace, or of one agent of it (`""`: of events without an agent)."""
         whole = f"{self.prefix}:events:{{{workspace}}}"
         return whole if agent is None else f"{whole}:{agent}"
+
+    def connections(self, holder: str) -> str:
+        """The leases of a holder: `<dialect>:user:<sub>`, `<dialect>:address:<ip>`, `<dialect>:endpoint:<name>`."""
+        return f"{self.prefix}:connections:{{limits}}:{holder}"
+
+    def admissions(self, holder: str) -> str:
+        return f"{self.prefix}:admissions:{{limits}}:{holder}"
+
+    def messages(self, holder: str) -> str:
+        return f"{self.prefix}:messages:{{{holder}}}"
+
+    def commands(self, workspace: str, agent: str) -> str:
+        return f"{self.prefix}:commands:{{{workspace}}}:{agent}"
+
+    def waiting(self, workspace: str) -> str:
+        return f"{self.prefix}:waiting:{{{workspace}}}"
+
+    def presence(self, workspace: str, agent: str) -> str:
+        return f"{self.prefix}:presence:{{{workspace}}}:{agent}"
+
+    def replies(self, node: str) -> str:
+        return f"{self.prefix}:replies:{{{node}}}"
+
+    def election(self, workspace: str) -> str:
+        return f"{self.prefix}:election:{{{workspace}}}"
+
+    def alerts(self, workspace: str) -> str:
+        return f"{self.prefix}:alerts:{{{workspace}}}"
+
+    @property
+    def nodes(self) -> str:
+        return f"{self.prefix}:nodes"
 
     def head(self, workspace: str, agent: str | None = None) -> str:
         """The hash whose `position` is the newest of what the channel of the same arguments carries."""

@@ -1,0 +1,51 @@
+"""Lua scripts in Redis: run by their hash, loaded when Redis does not know them (any more)."""
+
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+Argument = str | bytes | int | float
+
+
+class Script:
+    """One file of scripts/. What it wants as KEYS and ARGV and what it answers stands in its header."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._redis = redis
+        self._text = resources.files("broker").joinpath(f"scripts/{name}.lua").read_text()
+        self._sha = sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """One call, one round trip. Raises redis-py's errors: a call whose answer was lost may have run."""
+        try:
+            return await self._call(keys, arguments)
+        except NoScriptError:
+            await self._redis.script_load(self._text)
+            return await self._call(keys, arguments)
+
+    async def run_many(self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """Several calls in one round trip, each on its own; the answers in their order."""
+        answers = await self._call_many(calls)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # None of them ran.
+            await self._redis.script_load(self._text)
+            answers = await self._call_many(calls)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _call(self, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        return self._redis.execute_command(  # type: ignore[no-untyped-call]
+            "EVALSHA", self._sha, len(keys), *keys, *arguments
+        )
+
+    async def _call_many(self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys, arguments in calls:
+                pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *arguments)
+            return await pipe.execute(raise_on_error=False)
