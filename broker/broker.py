@@ -1,15 +1,18 @@
-"""The front of the package: opens what a producer or a watcher needs, holds its parts, closes them in reverse."""
+"""The front of the package: opens what producers, watchers and agents need, holds its parts, closes them in reverse."""
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Self
 
 from redis.exceptions import RedisError
 
 from . import address as addresses
+from .commands import Command
+from .commands.listener import Listener
 from .errors import Invalid, Unavailable
 from .events import Event, Packed, pack
-from .keyspace import Keyspace
+from .keyspace import Keyspace, check_id, check_workspace
 from .log import Log
 from .positions import Position
 from .producer import Producer
@@ -19,7 +22,7 @@ LOG_SECONDS = 3600
 
 
 class Broker:
-    """A producer's door to Trunkline.
+    """A producer's and an agent's door to Trunkline.
 
         async with Broker.connect("redis://localhost:6379/0") as broker:
             position = await broker.publish(Event(type="agent.online", workspace_id="ws-456", agent_id="agent-123"))
@@ -32,6 +35,7 @@ class Broker:
         address: addresses.Address,
         *,
         prefix: str = "trunkline",
+        workspace_id: str | None = None,
         log_events: int = LOG_EVENTS,
         log_seconds: int = LOG_SECONDS,
         patience_seconds: float = 10.0,
@@ -39,12 +43,14 @@ class Broker:
     ) -> None:
         self.address = address
         self.keys = Keyspace(prefix)
+        self.workspace_id = workspace_id
         self.redis = addresses.client(address, name)
         self._reads = addresses.client(address, f"{name}-reads", retries=2)
         self.log = Log(self._reads, self.keys)
         self.producer = Producer(
             self.redis, self.keys, log_events=log_events, log_seconds=log_seconds, patience=patience_seconds
         )
+        self._listeners: dict[str, Listener] = {}
 
     @classmethod
     @asynccontextmanager
@@ -53,12 +59,14 @@ class Broker:
         url: str = "redis://localhost:6379/0",
         *,
         prefix: str = "trunkline",
+        workspace_id: str | None = None,
         log_events: int = LOG_EVENTS,
         log_seconds: int = LOG_SECONDS,
         patience_seconds: float = 10.0,
     ) -> AsyncIterator[Self]:
         """Open a broker for the length of an `async with`.
 
+        `workspace_id` is where `commands` listens unless it is told.
         `log_events` and `log_seconds` bound the workspaces' logs; all producers of a workspace should say the same.
         `patience_seconds` is how long a publish goes on trying while Redis takes nothing.
         Raises `Invalid` for a URL or prefix that cannot be, `Unavailable` when Redis does not answer.
@@ -66,6 +74,7 @@ class Broker:
         broker = cls(
             addresses.read(url),
             prefix=prefix,
+            workspace_id=workspace_id,
             log_events=log_events,
             log_seconds=log_seconds,
             patience_seconds=patience_seconds,
@@ -84,6 +93,7 @@ class Broker:
             raise Unavailable(f"cannot use Redis at {self.address}: {error}") from error
 
     async def close(self) -> None:
+        await asyncio.gather(*(listener.close() for listener in self._listeners.values()))
         await self.producer.close()
         await self._reads.aclose()
         await self.redis.aclose()
@@ -104,6 +114,26 @@ class Broker:
         nothing has happened. After `Unavailable` some may have been applied; calling again with equal events is safe.
         """
         return await self.producer.publish(_pack_all(events))
+
+    def commands(self, agent_id: str, *, workspace_id: str | None = None) -> AsyncGenerator[Command, None]:
+        """What the agent is asked to do, for as long as the iterator lives: meanwhile the agent is present.
+
+            async for command in broker.commands("agent-123"):
+                await command.done({"new_status": "idle"})
+
+        In the order of sending, each at least once: a command that is not settled when its listener dies or leaves goes
+        to the next one; one whose deadline has passed to nobody. Several listeners for one agent share its commands.
+        An outage of Redis is waited out. The iterator ends by `aclose` (`contextlib.aclosing` does it at once), by
+        cancellation and with the broker. Raises `Invalid` for an id that is none, or without any workspace.
+        """
+        workspace = self.workspace_id if workspace_id is None else workspace_id
+        if workspace is None:
+            raise Invalid("workspace_id", "expected one here or in Broker.connect")
+        workspace, agent = check_workspace(workspace, "workspace_id"), check_id(agent_id, "agent_id")
+        listener = self._listeners.get(workspace)
+        if listener is None:
+            listener = self._listeners[workspace] = Listener(self.redis, self.address, self.keys, workspace)
+        return listener.commands(agent)
 
 
 def _pack_all(events: Iterable[Event]) -> list[Packed]:

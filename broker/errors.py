@@ -1,4 +1,4 @@
-"""What can go wrong between a program and the broker: two errors, one root."""
+"""What can go wrong between a program and the broker: one root, and what a caller may do about each."""
 
 
 class TrunklineError(Exception):
@@ -22,3 +22,15 @@ class Unavailable(TrunklineError):  # noqa: N818
 
     For a publish its fate is unknown then; calling again with the same events is safe.
     """
+
+
+class AgentUnknown(TrunklineError):  # noqa: N818
+    """No agent of this id in the workspace: it never published, listened nor was created. The command was not sent."""
+
+
+class AgentOffline(TrunklineError):  # noqa: N818
+    """The agent is known, but nobody listens for its commands. The command was not sent; it may come back."""
+
+
+class QueueFull(TrunklineError):  # noqa: N818
+    """Too many commands wait already, for this agent or for this node's replies. The command was not sent."""

@@ -1,4 +1,6 @@
-"""Demo agents: believable traffic of every event type in the catalog, for `trunkline dev`."""
+"""Demo agents that tell stories and obey commands, for `trunkline dev`: traffic of every event type in the catalog, but
+for `metrics_update` and `performance_alert`, which the gateway makes itself.
+"""
 
 import asyncio
 import random
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-from broker import Broker, Event, Unavailable
+from broker import Broker, Command, Event, Invalid, Unavailable
 
 WORKSPACE = "ws-456"
 AGENTS = ("agent-123", "agent-456", "agent-789")
@@ -202,30 +204,6 @@ def knowledge(agent: str) -> Story:
 
 def system(agent: str) -> Story:
     """The platform's own news."""
-    load = round(_random.uniform(20, 95), 1)
-    metrics = {
-        "system": {
-            "cpu_usage": load,
-            "memory_usage": 62.8,
-            "active_agents": len(AGENTS),
-            "queue_length": _random.randint(0, 30),
-        },
-        "agents": {},
-    }
-    yield "metrics_update", metrics, 2.0
-    yield (
-        "performance_alert",
-        {
-            "alert_id": _id("alert"),
-            "severity": "warning",
-            "type": "high_cpu_usage",
-            "message": f"CPU at {load} %",
-            "affected_components": ["inference_engine"],
-            "current_value": load,
-            "threshold": 80.0,
-        },
-        3.0,
-    )
     yield (
         "system_status",
         {"old_status": "healthy", "new_status": "degraded", "reason": "high_load", "components": {"redis": "healthy"}},
@@ -256,20 +234,74 @@ CAST: tuple[tuple[str | None, tuple[Callable[[str], Story], ...]], ...] = (
 )
 
 
-async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
-    """Let the whole cast tell stories until cancelled."""
+class Actor:
+    """One of the cast: tells its stories, and stops and goes on as it is told."""
 
-    async def play(agent: str | None, stories: tuple[Callable[[str], Story], ...]) -> None:
+    def __init__(self, broker: Broker, workspace: str, agent: str | None) -> None:
+        self.broker = broker
+        self.workspace = workspace
+        self.agent = agent
+        self.status = "active"
+        self.at_work = asyncio.Event()
+        self.at_work.set()
+
+    async def say(self, kind: str, data: dict[str, Any]) -> None:
+        await self.broker.publish(Event(type=kind, workspace_id=self.workspace, agent_id=self.agent, data=data))
+        if kind == "agent_status":
+            self.status = data["new_status"]
+
+    async def play(self, stories: tuple[Callable[[str], Story], ...]) -> None:
         while True:
-            for kind, data, seconds in _random.choice(stories)(agent or ""):
+            for kind, data, seconds in _random.choice(stories)(self.agent or ""):
+                await self.at_work.wait()
                 try:
-                    await broker.publish(Event(type=kind, workspace_id=workspace, agent_id=agent, data=data))
+                    await self.say(kind, data)
                 except Unavailable:
                     await asyncio.sleep(1)
                 await asyncio.sleep(seconds)
 
+    async def listen(self, agent: str) -> None:
+        async for command in self.broker.commands(agent, workspace_id=self.workspace):
+            try:
+                await command.done(await self.obey(command))
+            except Invalid as error:
+                await command.failed("CONFIG_REJECTED", str(error))
+            except Unavailable as error:
+                await command.failed("UNAVAILABLE", str(error))
+
+    async def obey(self, command: Command) -> dict[str, Any]:
+        """Do it; answers what the sender may see."""
+        before = self.status
+        match command.name:
+            case "start":
+                await self.change("active", "started_by_user")
+                self.at_work.set()
+            case "stop":
+                self.at_work.clear()
+                await self.change("stopped", "stopped_by_user")
+            case "restart":
+                self.at_work.clear()
+                await self.change("restarting", "restarted_by_user")
+                await self.change("active", "restarted_by_user")
+                self.at_work.set()
+            case "update_config":
+                # Under a name of its own: a client's keys may be named like fields of the event.
+                await self.say("agent_updated", {"config": command.parameters})
+            case "get_status":
+                return {"old_status": before, "new_status": before, "reason": "requested"}
+        return {"old_status": before, "new_status": self.status}
+
+    async def change(self, status: str, reason: str) -> None:
+        await self.say("agent_status", {"old_status": self.status, "new_status": status, "reason": reason})
+
+
+async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
+    """Let the whole cast tell stories, and the agents obey, until cancelled."""
     async with asyncio.TaskGroup() as tasks:
         for agent, stories in CAST:
-            tasks.create_task(play(agent, stories))
+            actor = Actor(broker, workspace, agent)
+            tasks.create_task(actor.play(stories))
+            if agent in AGENTS:
+                tasks.create_task(actor.listen(agent))
         for agent in AGENTS:
             await broker.publish(Event(type="agent.online", workspace_id=workspace, agent_id=agent))
