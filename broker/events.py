@@ -70,7 +70,8 @@ _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 class Carried(msgspec.Struct, kw_only=True, gc=False):
     """An event as a node carries it. `data` is an object's JSON, checked, to be copied and not read.
 
-    `id` is None for what is live only. `frames` keeps what a dialect made of it, per variant, so that it is made once.
+    `id` is None for what is live only. `made` keeps what others made of it, each under a key of its own, so that it is
+    made once: a dialect's frame under its variant.
     """
 
     type: str
@@ -84,12 +85,20 @@ class Carried(msgspec.Struct, kw_only=True, gc=False):
     inference_id: _Id | None = None
     execution_id: _Id | None = None
     timestamp: str | None = None
-    frames: dict[Any, bytes | None] = {}
+    made: dict[Any, Any] = {}
 
     @property
     def subject(self) -> str | None:
         """The id of what the event is about: a task, an inference or an execution."""
         return self.task_id or self.inference_id or self.execution_id
+
+    @property
+    def labels(self) -> "Labels":
+        """What a filter may ask of `data`; read when the first one does."""
+        labels: Labels | None = self.made.get(Labels)
+        if labels is None:
+            labels = self.made[Labels] = _labels(self.data)
+        return labels
 
     def event(self) -> Event:
         """The value its producer gave, with its position."""
@@ -110,6 +119,20 @@ class Carried(msgspec.Struct, kw_only=True, gc=False):
         )
 
 
+class Labels(NamedTuple):
+    """How bad it is and what it is about, as alerts and the state of a system say it; None: it does not say."""
+
+    severity: str | None = None
+    components: frozenset[str] | None = None
+
+
+class _Labelled(msgspec.Struct):
+    severity: Any = None
+    affected_components: Any = None
+    components: Any = None
+
+
+_labelled = msgspec.json.Decoder(_Labelled)
 _carried = msgspec.json.Decoder(Carried)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -128,11 +151,12 @@ _known = {name: (kind, _data_decoder(kind).decode) for name, kind in CATALOG.ite
 
 def now() -> str:
     """This moment as the protocols write it: UTC with milliseconds."""
-    return _moment(int(time.time() * 1000))
+    return moment(int(time.time() * 1000))
 
 
 @lru_cache(64)  # many events share a millisecond
-def _moment(milliseconds: int) -> str:
+def moment(milliseconds: int) -> str:
+    """A Unix time as the protocols write it."""
     second, rest = divmod(milliseconds, 1000)
     return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
 
@@ -201,7 +225,7 @@ def unpack(  # noqa: PLR0915 (one pass over a message, on the hot path)
         raise _invalid(error) from error
     if len(message) > 2 * MAX_EVENT_BYTES:
         raise Invalid("$", f"the event has {len(message)} bytes")
-    event.frames = {}
+    event.made = {}
     if position is not None:
         event.id = position
     if event.id is not None:
@@ -251,6 +275,20 @@ def unpack(  # noqa: PLR0915 (one pass over a message, on the hot path)
     if kind.needs_subject and getattr(event, kind.subject or "") is None:
         raise Invalid(f"$.{kind.subject}", "required")
     return event
+
+
+def _labels(data: msgspec.Raw) -> Labels:
+    try:
+        found = _labelled.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Labels()  # they are no words, so nobody asks for them
+    components = found.affected_components if found.affected_components is not None else found.components
+    return Labels(
+        severity=found.severity if isinstance(found.severity, str) else None,
+        components=frozenset(name for name in components if isinstance(name, str))
+        if isinstance(components, list | dict)
+        else None,
+    )
 
 
 def _lift_raw(event: Carried, kind: EventType, fields: Any) -> None:

@@ -104,7 +104,7 @@ class Fleet:
     def environment(self) -> dict[str, str]:
         """What a node, or any `trunkline` command that should meet this fleet, finds in its environment."""
         foreign = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
-        settings = {"redis_url": self.redis.url} | self.settings
+        settings = {"redis_url": self.redis.url, "trusted_proxies": "127.0.0.1"} | self.settings
         return foreign | {f"TRUNKLINE_{name.upper()}": str(value) for name, value in settings.items()}
 
     def _start_node(self, name: str) -> Member:

@@ -48,13 +48,15 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         if settings.jwt_jwks_url:
             await verifier.refresh()
         async with asyncio.TaskGroup() as tasks:
-            parts = [tasks.create_task(part()) for part in (node.feed.run, node.run_clock, node.run_checks)]
+            parts = [tasks.create_task(part()) for part in node.parts]
             try:
                 yield Server(node)
             finally:
                 for part in parts:
                     part.cancel()
     finally:
+        await node.leases.close()
+        await node.windows.close()
         await broker.close()
 
 

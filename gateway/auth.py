@@ -1,6 +1,8 @@
 """Who a token speaks for. Algorithms are fixed by the keys that are configured, never by the token."""
 
 import asyncio
+import hashlib
+import hmac
 import logging
 import time
 import urllib.request
@@ -31,13 +33,19 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a verified token says. `expires_at` is Unix time in seconds; no scope claim: read only."""
+    """What a verified token says. `expires_at` is Unix time in seconds; no scope claim: read only.
+
+    `user` is whose connections and messages are counted together: the subject, or one token where it names none.
+    `fingerprint` is the SHA-256 (hex) of what a client must say of itself to use the token.
+    """
 
     subject: str
+    user: str
     workspaces: frozenset[str]
     scope: frozenset[str]
     agent_id: str | None
     expires_at: float
+    fingerprint: str | None = None
 
 
 class Denied(Exception):  # noqa: N818
@@ -76,7 +84,7 @@ class Verifier:
         denied = Denied("key")
         for algorithm, key in [*self._keys, *self._named(token)]:
             try:
-                return self._claims(self._decode(token, algorithm, key), now)
+                return self._claims(token, self._decode(token, algorithm, key), now)
             except jwt.InvalidSignatureError:
                 denied = Denied("signature")
             except jwt.ExpiredSignatureError:
@@ -122,7 +130,7 @@ class Verifier:
             options={"require": ["exp"], "verify_aud": bool(settings.jwt_audience), "verify_iat": False},
         )
 
-    def _claims(self, claims: dict[str, Any], now: float) -> Claims:
+    def _claims(self, token: str, claims: dict[str, Any], now: float) -> Claims:
         settings = self._settings
         workspaces = claims.get(settings.claim_workspaces)
         if isinstance(workspaces, str):
@@ -139,15 +147,21 @@ class Verifier:
         agent = claims.get(settings.claim_agent_id)
         if agent is not None and not isinstance(agent, str):
             raise Denied("agent_id")
+        fingerprint = claims.get("fingerprint")
+        if fingerprint is not None and not isinstance(fingerprint, str):
+            raise Denied("fingerprint")
         expires_at = float(claims["exp"])
         if expires_at <= now:
             raise Denied("expired")
+        subject = str(claims.get("sub", ""))
         return Claims(
-            subject=str(claims.get("sub", "")),
+            subject=subject,
+            user=subject or f"token-{digest(token)[:32]}",
             workspaces=names,
             scope=READ_ONLY if scope is None else frozenset(scope.split()),
             agent_id=agent,
             expires_at=expires_at,
+            fingerprint=fingerprint,
         )
 
     async def refresh(self) -> None:
@@ -176,6 +190,19 @@ def _header(token: str) -> dict[str, Any]:
         return jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError, RecursionError):
         return {}
+
+
+def digest(text: str) -> str:
+    """SHA-256, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_fingerprint(claims: Claims, fingerprint: str | None) -> None:
+    """A token for one client is no other's: `fingerprint` is what the client says of itself. Raises `Denied`."""
+    if claims.fingerprint is None:
+        return
+    if not hmac.compare_digest(claims.fingerprint.lower().encode(), digest(fingerprint or "").encode()):
+        raise Denied("fingerprint")
 
 
 def bearer(text: str) -> str:

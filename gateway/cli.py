@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -149,11 +148,6 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     )
     print(auth.sign(settings, claims))
     return 0
-
-
-def new_secret() -> str:
-    """A secret for signing tokens, for one run of `dev`."""
-    return secrets.token_urlsafe(32)
 
 
 # -- publish

@@ -2,32 +2,53 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from broker.commands import Reply
 from broker.lines import Gap
 
-from . import frames
-from .auth import Claims, Denied, UnknownKey, bearer
+from . import frames, places
+from .auth import Claims, Denied, UnknownKey, bearer, check_fingerprint, digest
+from .buffer import Buffer
 from .dialects import Dialect, Variant
-from .hub import Write, agents_of, wants
+from .hub import Count, Write, agents_of, vital, wants
+from .limits import MINUTE, UNLIMITED, Limits
 from .messages import (
     Action,
     Authenticate,
     Close,
+    Command,
     Complete,
+    Confirmed,
+    Enter,
+    Error,
+    Farewell,
     Follow,
     Heartbeat,
     Interest,
+    Notice,
     Ping,
     PingSent,
     PongSent,
+    PoolSaid,
+    Sample,
+    Send,
+    Take,
     Tell,
+    Tune,
     Verify,
+    Welcome,
 )
-from .reasons import BUG, INVALID_TOKEN, SLOW_CONSUMER, Reason
+from .reasons import (
+    BUG,
+    INVALID_TOKEN,
+    SLOW_CONSUMER,
+    Reason,
+)
 from .session import Session
 
 if TYPE_CHECKING:
@@ -38,15 +59,22 @@ logger = logging.getLogger("trunkline.connection")
 
 MAX_PENDING = 32
 
+# How long a client that holds more than it allowed has to take it.
+SLOW_SECONDS = 0.1
+
 _PING = frames.ping()
 
 
 class Admission(NamedTuple):
-    """What the handshake told: who speaks, in which form it wants events, and the token if it brought one."""
+    """What the handshake told: who speaks, from where, in which form it wants events; the token if it brought one."""
 
     dialect: Dialect
     variant: Variant
     token: str | None
+    address: str
+    fingerprint: str | None = None
+    version: str | None = None
+    may_deflate: bool = False
 
 
 class Connection:
@@ -57,13 +85,21 @@ class Connection:
     """
 
     __slots__ = (
+        "_address",
+        "_buffer",
         "_denied_for",
+        "_fingerprint",
         "_is_gone",
+        "_lease",
+        "_may_deflate",
         "_node",
         "_pending",
+        "_plain",
+        "_sampled",
         "_task",
         "_variant",
         "_wants",
+        "_watched",
         "_wire",
         "dialect",
         "interest",
@@ -75,10 +111,17 @@ class Connection:
         self._node = node
         self._wire = wire
         self.dialect = admission.dialect
-        self._variant = admission.variant
-        self.session = Session(admission.dialect, node.settings, now)
+        self._variant = self._plain = admission.variant
+        self._may_deflate = admission.may_deflate
+        self._address = admission.address
+        self._fingerprint = admission.fingerprint
+        self.session = Session(admission.dialect, self._limits, node.settings, now)
         self.interest: Interest = frozenset()
+        self._sampled: Interest = frozenset()
         self._wants = wants(frozenset())
+        self._watched: frozenset[str] = frozenset()
+        self._buffer: Buffer | None = None
+        self._lease: str | None = None
         self._pending: deque[str] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_gone = False
@@ -90,6 +133,15 @@ class Connection:
         """The transport's own: the hub calls it for every delivery."""
         return self._wire.write
 
+    @property
+    def count(self) -> Count | None:
+        """Heard by the hub of a client that has bounded what may wait for it."""
+        return self._count if self._buffer is not None else None
+
+    @property
+    def _limits(self) -> Limits:
+        return self._node.limits[self.dialect.name]
+
     # -- what the socket brings
 
     def start(self, token: str | None) -> None:
@@ -97,13 +149,15 @@ class Connection:
         self._node.wheel.put(self, self.session.due())
         if token is not None:
             self.verify(token)
+        elif not self.dialect.token_later:
+            self.perform(self.session.denied())
 
     def receive(self, text: str) -> None:
         if self._pending is not None:
             request = self.session.peek(text) if self.session.claims is not None else None
             if isinstance(request, Ping) and not self._node.feed.is_connected:
                 # Redis is away, and nobody knows how long: at least say that we are here.
-                self._say(self.dialect.say(PongSent(None)))
+                self._say(self.session.pong(self._node.now()))
                 return
             if isinstance(request, Authenticate):
                 # A token renewed in time must not expire while it waits.
@@ -113,7 +167,7 @@ class Connection:
             if len(self._pending) >= MAX_PENDING:
                 self._wire.pause_reading()
         else:
-            self.perform(self.session.receive(text, self._node.now()))
+            self.perform(self.session.arrive(text, self._node.now()))
 
     def receive_ping(self) -> None:
         self.session.receive_ping(self._node.now())
@@ -148,25 +202,38 @@ class Connection:
         for action in actions:
             if self._is_gone:
                 return
-            match action:
-                case Tell(notice):
-                    if isinstance(notice, PongSent):
-                        notice = PongSent(self._complete())
-                    self._say(self.dialect.say(notice))
-                case Follow():
-                    self._follow(action)
-                case Heartbeat():
-                    self._wire.write(_PING)
-                    self._say(self.dialect.say(PingSent(self._complete())))
-                case Verify(token):
-                    self.verify(token)
-                case Close(reason):
-                    if reason is INVALID_TOKEN:
-                        otherwise = "missing" if self.session.claims is None else "expired"
-                        self._node.metrics.auth_failures.add(self._denied_for or otherwise)
-                    self.close(reason)
+            self._perform(action)
         if not self._is_gone:
             self._node.wheel.put(self, self.session.due())
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Tell(notice):
+                self._tell(notice)
+            case Follow():
+                self._follow(action)
+            case Sample():
+                self._node.hub.take_sample(self, self._node.now())
+            case Heartbeat():
+                self._wire.write(_PING)
+                self._say(PingSent(self._complete()))
+            case Take(text):
+                self._wait(self._take(text))
+            case Send(command, workspaces):
+                self._send(command, workspaces)
+            case Tune(buffer_events, is_compressed):
+                self._tune(buffer_events, is_compressed)
+            case Verify(token):
+                self.verify(token)
+            case Enter():
+                self._enter()
+            case Close(reason):
+                if reason is INVALID_TOKEN:
+                    otherwise = "missing" if self.session.claims is None else "expired"
+                    self._node.metrics.auth_failures.add(self._denied_for or otherwise)
+                self.close(reason)
+
+    # -- who it is
 
     def verify(self, token: str) -> None:
         """Check a token, and tell the session."""
@@ -189,6 +256,11 @@ class Connection:
             self._authenticated(claims)
 
     def _authenticated(self, claims: Claims) -> None:
+        try:
+            check_fingerprint(claims, self._fingerprint)
+        except Denied as denied:
+            self._denied(denied)
+            return
         now = self._node.now()
         self.perform(self.session.authenticated(claims, claims.expires_at - time.time(), now))
 
@@ -203,37 +275,145 @@ class Connection:
 
     def close(self, reason: Reason) -> None:
         if not self._is_gone:
+            self._say(Farewell(reason))
             self._wire.close(reason.close_code or frames.NORMAL_CLOSURE, reason.text)
 
-    def _say(self, words: bytes | None) -> None:
+    def _tell(self, notice: Notice) -> None:
+        """Say it with what only this connection knows."""
+        match notice:
+            case PongSent() | Confirmed():
+                notice = notice._replace(complete=self._complete())
+            case Error(request=request):
+                given = request.request_id if isinstance(request, Command) else None
+                notice = notice._replace(reference=given or _request_id())
+        self._say(notice)
+
+    def _say(self, notice: Notice) -> None:
+        words = self.dialect.say(notice, time.time())
         if words is not None:
-            self._wire.write(frames.text(words))
+            self._wire.write(self._variant.frame(words))
+
+    # -- its place among others
+
+    def _enter(self) -> None:
+        """Find a place, where connections are counted."""
+        claims = self.session.claims
+        assert claims is not None
+        wanted = places.wanted(self.dialect.name, self._limits, claims.user, self._address)
+        if wanted:
+            self._lease = secrets.token_hex(8)
+            self._node.leased[self._lease] = self
+            self._wait(self._find_place(self._lease, wanted))
+        else:
+            self._entered(None)
+
+    async def _find_place(self, lease: str, wanted: places.Wanted) -> None:
+        verdict = await self._node.leases.admit(lease, *wanted)
+        if verdict.is_admitted:
+            self._entered(verdict.counts[0] if verdict.counts else None)
+        else:
+            self._node.metrics.refused.add(self.dialect.name, places.limit_name(verdict.full))
+            self.perform(self.session.turned_away(verdict.retry_after))
+
+    def _entered(self, active: int | None) -> None:
+        claims, allowed = self.session.claims, self._limits.max_connections_per_user
+        assert claims is not None
+        client = digest(f"{claims.user} {self._fingerprint or ''}")[:12]
+        pool = None
+        if active is not None and allowed is not None:
+            name = digest(f"{self.dialect.name} {claims.user}")[:12]
+            pool = PoolSaid(f"pool_{name}", active, allowed if allowed < UNLIMITED else None)
+        self.perform(self.session.entered(Welcome(f"client_{client}", f"session_{secrets.token_hex(8)}"), pool))
+
+    def lose_place(self) -> None:
+        """Its lease had ended before it could be renewed, and others have taken its place."""
+        self.perform(self.session.turned_away(MINUTE))
+
+    async def _take(self, text: str) -> None:
+        """Count a message among all of its user's."""
+        claims, limit = self.session.claims, self._limits.max_user_messages_per_minute
+        assert claims is not None
+        assert limit is not None
+        taken = await self._node.windows.take(f"{self.dialect.name}:{claims.user}", limit, MINUTE)
+        self.perform(self.session.taken(text, taken, self._node.now()))
+
+    # -- commands
+
+    def _send(self, command: Command, workspaces: frozenset[str]) -> None:
+        claims = self.session.claims
+        assert claims is not None
+        named = command._replace(request_id=command.request_id or _request_id())
+        self._wait(self._node.orders.send(self, named, workspaces, claims.subject))
+
+    def unsent(self, command: Command, reason: Reason, detail: str) -> None:
+        """A command has not reached its agent."""
+        self.perform(self.session.unsent(command, reason, detail))
+
+    def replied(self, command: Command, reply: Reply) -> None:
+        """An agent has settled a command of this client, or has let its time pass."""
+        self.perform(self.session.replied(command, reply))
 
     # -- following an interest
 
     def _follow(self, follow: Follow) -> None:
         """Deliver what `follow` says: at once when all its channels are joined, else as soon as they are."""
-        needed = wants(follow.interest)
+        needed = wants(follow.interest | follow.sampled)
         logger.debug("a client follows %d filters on %d channels", len(follow.interest), len(needed))
         joined = self._node.feed.want(needed - self._wants)
         self._node.feed.unwant(self._wants - needed)
         self._wants = needed
+        self._sampled = follow.sampled
+        self._watch(vital(follow.interest | follow.sampled))
         if follow.since is not None:
+            if follow.said is not None:
+                self._say(follow.said)  # without a position: it is complete after the replay
             self._wait(self._node.replays.resume(self, self._variant, follow, joined))
         elif joined is not None:
-            self._wait(self._follow_later(follow.interest, joined))
+            self._wait(self._follow_later(follow, joined))
         else:
-            self.place(follow.interest)
+            self._follow_now(follow)
 
-    async def _follow_later(self, interest: Interest, joined: "asyncio.Future[None]") -> None:
+    async def _follow_later(self, follow: Follow, joined: "asyncio.Future[None]") -> None:
         await joined
-        self.place(interest)
+        self._follow_now(follow)
+
+    def _follow_now(self, follow: Follow) -> None:
+        self.place(follow.interest)
+        if follow.said is not None and not self._is_gone:
+            self._tell(follow.said)
 
     def place(self, interest: Interest) -> None:
         """From now on this is what is delivered."""
         if not self._is_gone:
             self.interest = interest
             self._node.hub.place(self, self._variant, interest, self._node.now())
+            self._node.hub.sample(self, self._variant, self._sampled, self._node.now())
+
+    def _watch(self, workspaces: frozenset[str]) -> None:
+        """Whose figures it wants to see: somebody has to compute them."""
+        self._node.vitals.watch(workspaces - self._watched)
+        self._node.vitals.unwatch(self._watched - workspaces)
+        self._watched = workspaces
+
+    def _tune(self, buffer_events: int | None, is_compressed: bool | None) -> None:
+        if buffer_events is not None:
+            self._buffer = Buffer(buffer_events)
+        if is_compressed is not None and self._may_deflate and self.dialect.deflated is not None:
+            self._variant = self.dialect.deflated if is_compressed else self._plain
+        self.place(self.interest)
+
+    def _count(self, events: int, size: int) -> None:
+        """The hub has written so many events."""
+        buffer = self._buffer
+        if buffer is not None and buffer.written(events, size, self._wire.backlog) and not buffer.is_judged:
+            # A burst of ours is no fault of the client's, and the hub may be in the middle of its members now.
+            buffer.is_judged = True
+            asyncio.get_running_loop().call_later(SLOW_SECONDS, self._judge, buffer)
+
+    def _judge(self, buffer: Buffer) -> None:
+        buffer.is_judged = False
+        if not self._is_gone and buffer is self._buffer and buffer.is_over(self._wire.backlog):
+            self.too_slow()
 
     def _complete(self) -> Complete:
         """Up to where this connection has all it asked for: one position, or one for each workspace of its token."""
@@ -258,6 +438,7 @@ class Connection:
             work = _in_turn(self._task, work)
         self._pending = self._pending if self._pending is not None else deque()
         self._task = asyncio.create_task(self._work(work))
+        self._task.add_done_callback(lambda _: work.close())  # a task that is cancelled at once has not begun it
 
     async def _work(self, work: Coroutine[Any, Any, None]) -> None:
         this = asyncio.current_task()
@@ -277,7 +458,7 @@ class Connection:
         pending, self._pending = self._pending or deque(), None
         try:
             while pending and not self.is_waiting and not self._is_gone:
-                self.perform(self.session.receive(pending.popleft(), self._node.now()))
+                self.perform(self.session.arrive(pending.popleft(), self._node.now()))
         except Exception:
             self._wire.fail("taking a message that had waited")
             return
@@ -322,6 +503,7 @@ class Connection:
         self._is_gone = True
         self._node.hub.remove(self)
         self._node.feed.unwant(self._wants)
+        self._watch(frozenset())
         self._node.wheel.remove(self)
         if self._task is not None:
             self._task.cancel()
@@ -329,7 +511,16 @@ class Connection:
     def lost(self, code: int) -> None:
         """The socket is closed."""
         self.leave()
+        if self._lease is not None:
+            # Whom a restart of ours sends away may come back at once.
+            refund = self._node.is_draining and code == frames.SERVICE_RESTART
+            self._node.leased.pop(self._lease, None)
+            self._node.leases.release(self._lease, refund=refund)
         self._node.disconnected(self, code)
+
+
+def _request_id() -> str:
+    return f"req_{secrets.token_hex(6)}"
 
 
 async def _in_turn(first: "asyncio.Task[None]", then: Coroutine[Any, Any, None]) -> None:

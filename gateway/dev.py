@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from broker import Broker
 from broker.local import LocalRedis, find_redis_server
 
 from . import app, auth, demo
-from .cli import new_secret
 from .settings import Settings
 
 TOKEN_SECONDS = 24 * 3600
@@ -21,7 +21,7 @@ TOKEN_SECONDS = 24 * 3600
 async def develop(settings: Settings, *, own_redis: bool) -> int:
     """Run until Ctrl-C: a private Redis (unless a URL was given), the gateway, the demo agents."""
     if not settings.jwt_secret:
-        settings = msgspec.structs.replace(settings, jwt_secret=(new_secret(),))
+        settings = msgspec.structs.replace(settings, jwt_secret=(secrets.token_urlsafe(32),))
     settings = msgspec.structs.replace(settings, drain_wait_seconds=0.0, drain_seconds=0.0)
     with contextlib.ExitStack() as stack:
         if own_redis:
@@ -65,7 +65,8 @@ def _introduce(settings: Settings, port: int) -> None:
 Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
 
   gateway   http://{address}      /ready  /live  /metrics
-  clients   ws://{address}/v2/ws  (MaxiCore)
+  clients   ws://{address}/v2/ws      (MaxiCore)
+            ws://{address}/api/v1/ws  (FreeAgentics)
   Redis     {settings.redis_url}
 
   a token for 24 hours:

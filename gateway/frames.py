@@ -1,11 +1,16 @@
 """WebSocket frames (RFC 6455): ready-made ones out, a parser in. Pure: bytes in, values out.
 
-Out: a server's frame is not masked and the same for everyone, so it is made once.
+Out: a server's frame is not masked and the same for everyone, compressed or not, so it is made once.
 In:  `Parser.feed` takes bytes cut anywhere and answers what they complete. It enforces what the protocol demands of a
-     client: masked frames, no extension bits, sound fragments, short control frames, UTF-8, valid close codes, a
-     bounded message. A violation is the last thing it answers; nothing is read after it or after a close frame.
+     client: masked frames, no extension bits but those agreed on, sound fragments, short control frames, UTF-8, valid
+     close codes, a bounded message. A violation is the last thing it answers; nothing is read after it or after a close
+     frame.
+
+With permessage-deflate (RFC 7692) RSV1 in the first frame of a message says that the message is compressed. It is
+inflated when all of it is here: until then we hold no more than the client has sent.
 """
 
+import zlib
 from struct import Struct
 from typing import NamedTuple
 
@@ -13,6 +18,8 @@ try:
     from websockets.speedups import apply_mask
 except ImportError:  # no C extension on this platform
     from websockets.utils import apply_mask
+
+from . import deflate
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -29,6 +36,8 @@ INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 
+_RSV1 = 0x40
+
 _HEAD_16 = Struct(">BBH").pack
 
 _MAY_BE_RECEIVED = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014}
@@ -41,6 +50,12 @@ def text(payload: bytes) -> bytes:
     if 126 <= length < 0x10000:  # most events are
         return _HEAD_16(0x81, 126, length) + payload
     return _head(TEXT, length) + payload
+
+
+def deflated(payload: bytes) -> bytes:
+    """A text frame, compressed: for clients that agreed to permessage-deflate. The same for all of them."""
+    compressed = deflate.compress(payload)
+    return _head(_RSV1 | TEXT, len(compressed)) + compressed
 
 
 def ping(payload: bytes = b"") -> bytes:
@@ -87,15 +102,23 @@ class _Violation(Exception):  # noqa: N818
 
 
 class Parser:
-    """One client's stream of frames. `max_bytes` bounds a message, whole or in fragments."""
+    """One client's stream of frames.
 
-    __slots__ = ("_buffer", "_fragments", "_is_over", "_need", "_opcode", "_size", "max_bytes")
+    `max_bytes` bounds a message, whole or in fragments, as it comes and as it is when inflated. With `may_deflate` the
+    client has agreed to permessage-deflate, without context takeover.
+    """
 
-    def __init__(self, max_bytes: int) -> None:
+    __slots__ = (
+        "_buffer", "_fragments", "_is_deflated", "_is_over", "_may_deflate", "_need", "_opcode", "_size", "max_bytes",
+    )  # fmt: skip
+
+    def __init__(self, max_bytes: int, may_deflate: bool = False) -> None:
         self.max_bytes = max_bytes
+        self._may_deflate = may_deflate
         self._buffer: bytearray | None = None  # an incomplete frame
         self._need = 0  # its length, as far as it is known
         self._opcode = 0  # of the message under way in fragments
+        self._is_deflated = False
         self._fragments: list[bytes] | None = None
         self._size = 0
         self._is_over = False
@@ -135,7 +158,7 @@ class Parser:
             return 0
         first, second = source[start], source[start + 1]
         opcode, length = first & 0x0F, second & 0x7F
-        if first & 0x70:
+        if first & 0x70 and not self._announces_deflate(first):
             raise _Violation(PROTOCOL_ERROR, "reserved bits are set")
         if not second & 0x80:
             raise _Violation(PROTOCOL_ERROR, "a client's frame must be masked")
@@ -157,7 +180,7 @@ class Parser:
         elif length == 127:
             length = int.from_bytes(source[start + 2 : start + 10])
         if opcode < CLOSE and self._size + length > self.max_bytes:
-            raise _Violation(MESSAGE_TOO_BIG, f"a message may have {self.max_bytes} bytes")
+            raise self._too_big()
         if available < head + length:
             self._need = head + length
             return 0
@@ -165,21 +188,39 @@ class Parser:
         payload = apply_mask(source[body : body + length], bytes(source[body - 4 : body])) if length else b""
         if opcode >= CLOSE:
             received.append(self._control(opcode, payload))
-        elif first & 0x80 and self._fragments is None:
+        elif first & 0xC0 == 0x80 and self._fragments is None:  # whole, and not compressed
             received.append(_message(opcode, payload))
         else:
-            self._fragment(opcode, payload, received, fin=bool(first & 0x80))
+            self._fragment(first, payload, received)
         return body + length
 
-    def _fragment(self, opcode: int, payload: bytes, received: list[Received], *, fin: bool) -> None:
+    def _announces_deflate(self, first: int) -> bool:
+        """True when RSV1 is alone and stands where a message begins (RFC 7692, section 6)."""
+        return self._may_deflate and first & 0x70 == _RSV1 and first & 0x0F in (TEXT, BINARY)
+
+    def _fragment(self, first: int, payload: bytes, received: list[Received]) -> None:
+        """A part of a message, or all of a compressed one."""
         if self._fragments is None:
-            self._fragments, self._opcode = [], opcode
+            self._fragments, self._opcode, self._is_deflated = [], first & 0x0F, bool(first & _RSV1)
         self._fragments.append(payload)
         # An empty fragment costs memory too: count each as a byte.
         self._size += len(payload) or 1
-        if fin:
-            received.append(_message(self._opcode, b"".join(self._fragments)))
+        if first & 0x80:
+            whole = b"".join(self._fragments)
             self._fragments, self._size = None, 0
+            received.append(_message(self._opcode, self._inflated(whole) if self._is_deflated else whole))
+
+    def _inflated(self, data: bytes) -> bytes:
+        try:
+            payload = deflate.decompress(data, self.max_bytes + 1)
+        except zlib.error:
+            raise _Violation(PROTOCOL_ERROR, "the message cannot be inflated") from None
+        if len(payload) > self.max_bytes:
+            raise self._too_big()
+        return payload
+
+    def _too_big(self) -> _Violation:
+        return _Violation(MESSAGE_TOO_BIG, f"a message may have {self.max_bytes} bytes")
 
     def _control(self, opcode: int, payload: bytes) -> Received:
         if opcode != CLOSE:

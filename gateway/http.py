@@ -32,7 +32,7 @@ def application(node: Node) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         """Prometheus' format, in the form that the scraper asks for."""
-        node.collect_deliveries()
+        node.collect_counts()
         try:
             encode, content_type = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):  # it trips over versions that are none

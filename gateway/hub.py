@@ -5,29 +5,39 @@ is delivered twice. Groups stand in an index under what each of their filters pi
 else the workspace. An event costs the groups that can match it, whatever the number of groups or connections.
 
 Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
+
+What is for one member alone is kept out of the groups' frames: a `Sample` keeps the newest of what its members take at
+intervals of their own, a `Tap` hands events on as they are.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from broker.events import Carried
 from broker.filters import Filter
 from broker.lines import Gap, Want
 
-from . import frames
 from .dialects.base import Variant
 from .messages import Interest
 
 logger = logging.getLogger("trunkline.hub")
 
 Write = Callable[[bytes], None]
+Count = Callable[[int, int], None]
+Take = Callable[[list[Carried]], None]
 
 # Joined frames of one write; beyond it a batch goes out in several.
 MAX_WRITE_BYTES = 128 * 1024
 
 # What is kept for one member that is behind.
 MAX_HELD_BYTES = 4 * 1024 * 1024
+
+# Events about a workspace as a whole.
+VITAL = frozenset({"metrics_update", "performance_alert"})
+
+# Agents of which a sample keeps the newest event.
+MAX_SAMPLED = 1000
 
 
 class Member(Protocol):
@@ -36,6 +46,10 @@ class Member(Protocol):
     @property
     def write(self) -> Write:
         """Send ready-made frames."""
+
+    @property
+    def count(self) -> Count | None:
+        """Hear how many events each write had, and how many bytes; None: no need."""
 
     def gap(self, gap: Gap) -> None:
         """Hear of lost events."""
@@ -58,7 +72,8 @@ class Group:
     """Members that want the same in the same form. One that is `held` keeps its events for a member that is behind."""
 
     __slots__ = (
-        "delivered_at", "deliveries", "has_overflowed", "held", "held_bytes", "interest", "key", "members", "variant",
+        "counts", "delivered_at", "deliveries", "has_overflowed", "held", "held_bytes", "interest", "key", "members",
+        "variant",
     )  # fmt: skip
 
     def __init__(self, key: object, variant: Variant, interest: Interest, deliveries: Deliveries, now: float) -> None:
@@ -67,6 +82,7 @@ class Group:
         self.interest = interest
         self.deliveries = deliveries
         self.members: dict[Member, Write] = {}
+        self.counts: dict[Member, Count] = {}
         self.delivered_at = now
         self.held: list[Carried] | None = None
         self.held_bytes = 0
@@ -85,18 +101,68 @@ class Group:
             self.delivered_at = now
             for write in members.values():
                 write(data)
+            if self.counts:
+                for tell in self.counts.values():
+                    tell(count, len(data))
             # Counted once for all of them.
             deliveries.events += count * len(members)
             deliveries.bytes += len(data) * len(members)
 
 
+class Sample(Group):
+    """Members that take the newest of what they want, each in its own time."""
+
+    __slots__ = ("_newest", "number", "taken")
+
+    def __init__(self, key: object, variant: Variant, interest: Interest, deliveries: Deliveries, now: float) -> None:
+        super().__init__(key, variant, interest, deliveries, now)
+        self.number = 0  # of the newest event
+        self.taken: dict[Member, int] = {}
+        self._newest: dict[tuple[str, str | None], tuple[int, Carried]] = {}
+
+    def deliver(self, events: list[Carried], now: float) -> None:
+        """Keep the newest of each workspace and agent, the ones that were heard of last."""
+        for event in events:
+            self.number += 1
+            whose = (event.workspace_id, event.agent_id)
+            self._newest.pop(whose, None)
+            self._newest[whose] = self.number, event
+        while len(self._newest) > MAX_SAMPLED:
+            del self._newest[next(iter(self._newest))]
+
+    def take(self, member: Member, now: float) -> None:
+        """Write to `member` what is newer than what it took last."""
+        events = [event for number, event in self._newest.values() if number > self.taken[member]]
+        self.taken[member] = self.number
+        for count, data in frames_of(events, self.variant) if events else ():
+            self.delivered_at = now
+            self.members[member](data)
+            if member in self.counts:
+                self.counts[member](count, len(data))
+            self.deliveries.events += count
+            self.deliveries.bytes += len(data)
+
+
+class Tap(Group):
+    """Not for a client: hands events on as they are."""
+
+    __slots__ = ("_take",)
+
+    def __init__(self, variant: Variant, interest: Interest, take: Take) -> None:
+        super().__init__(self, variant, interest, Deliveries(), 0.0)
+        self._take = take
+
+    def deliver(self, events: list[Carried], now: float) -> None:
+        self._take(events)
+
+
 def frame_of(event: Carried, variant: Variant) -> bytes | None:
     """The frame of an event, made once per variant; None where the dialect has no word for it."""
-    made = event.frames
+    made: dict[object, bytes | None] = event.made
     if variant in made:
         return made[variant]
     words = variant.encode(event)
-    frame = made[variant] = frames.text(words) if words is not None else None
+    frame = made[variant] = variant.frame(words) if words is not None else None
     return frame
 
 
@@ -145,7 +211,11 @@ class Index:
         return iter(((None, ""),))
 
     def add(self, group: Group, wanted: Filter) -> None:
-        asks_more = wanted.types is not None or (wanted.subjects is not None and wanted.agents is not None)
+        asks_more = (
+            wanted.types is not None
+            or (wanted.subjects is not None and wanted.agents is not None)
+            or wanted.narrow is not None
+        )
         for table, key in self.places(wanted):
             place = self.everything if table is None else table.setdefault(key, {})
             others = place.get(group, ())
@@ -175,7 +245,7 @@ class Index:
             if not place:
                 continue
             for group, filters in place.items():
-                if filters is None or _any_asks(filters, kind, subject, agent):
+                if filters is None or _any_asks(filters, event, kind, subject, agent):
                     events = owed.get(group)
                     if events is None:
                         owed[group] = [event]
@@ -183,16 +253,20 @@ class Index:
                         events.append(event)
 
 
-def _any_asks(filters: tuple[Filter, ...], kind: str, subject: str | None, agent: str) -> bool:
+def _any_asks(filters: tuple[Filter, ...], event: Carried, kind: str, subject: str | None, agent: str) -> bool:
     """True when one of a workspace's filters asks for this."""
     for wanted in filters:
         if (
             (wanted.types is None or kind in wanted.types)
             and (wanted.agents is None or agent in wanted.agents)
             and (wanted.subjects is None or subject in wanted.subjects)
+            and (wanted.narrow is None or wanted.narrow.admits(event))
         ):
             return True
     return False
+
+
+G = TypeVar("G", bound=Group)
 
 
 class Hub:
@@ -202,6 +276,7 @@ class Hub:
         self._groups: dict[object, Group] = {}
         self._indexes: dict[str, Index] = {}
         self._group_of: dict[Member, Group] = {}
+        self._sample_of: dict[Member, Sample] = {}
         self.deliveries: dict[str, Deliveries] = {}
 
     @property
@@ -212,50 +287,97 @@ class Hub:
 
     def place(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
         """Move `member` to the group of `interest`; without one it is in none."""
-        self.remove(member)
+        self._leave(self._group_of, member)
         if interest:
-            group = self._group((variant, interest), variant, interest, now)
-            group.members[member] = member.write
-            group.delivered_at = max(group.delivered_at, now) if len(group.members) == 1 else group.delivered_at
+            group = self._group(Group, (variant, interest), variant, interest, now)
+            group.delivered_at = max(group.delivered_at, now) if not group.members else group.delivered_at
+            self._enter(group, member)
             self._group_of[member] = group
 
     def hold(self, member: Member, variant: Variant, interest: Interest, now: float) -> Group:
         """Move `member` to a group of its own that keeps what it is owed, until it is placed again."""
-        self.remove(member)
-        group = self._group(member, variant, interest, now)
+        self._leave(self._group_of, member)
+        group = self._group(Group, member, variant, interest, now)
         group.held = []
         self._group_of[member] = group
         return group
 
-    def remove(self, member: Member) -> None:
-        group = self._group_of.pop(member, None)
-        if group is None:
+    def sample(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
+        """Keep the newest of `interest` for `member`, besides its group; without an interest nothing is kept."""
+        key = (Sample, variant, interest)
+        sample = self._sample_of.get(member)
+        if sample is not None and sample.key == key:
+            self._enter(sample, member)  # what waits for it stays
             return
-        group.members.pop(member, None)
-        if not group.members:
-            del self._groups[group.key]
-            for wanted in group.interest:
-                for workspace in wanted.workspaces:
-                    index = self._indexes.get(workspace)  # another filter may have emptied it
-                    if index is not None:
-                        index.remove(group, wanted)
-                        if index.is_empty:
-                            del self._indexes[workspace]
+        self._leave(self._sample_of, member)
+        if interest:
+            sample = self._group(Sample, key, variant, interest, now)
+            sample.taken[member] = sample.number
+            self._enter(sample, member)
+            self._sample_of[member] = sample
+
+    def take_sample(self, member: Member, now: float) -> None:
+        """Write to `member` the newest of what is sampled for it."""
+        sample = self._sample_of.get(member)
+        if sample is not None:
+            sample.take(member, now)
+
+    def tap(self, variant: Variant, interest: Interest, take: Take) -> Callable[[], None]:
+        """Hand every event of `interest` to `take`, until the function that this answers is called."""
+        tap = Tap(variant, interest, take)
+        self._groups[tap] = tap
+        self._index(tap)
+        return lambda: self._drop(tap)
+
+    def remove(self, member: Member) -> None:
+        self._leave(self._group_of, member)
+        self._leave(self._sample_of, member)
 
     def delivered_at(self, member: Member) -> float:
         """When an event went out to `member` last, as far as its group knows."""
         group = self._group_of.get(member)
         return group.delivered_at if group is not None else 0.0
 
-    def _group(self, key: object, variant: Variant, interest: Interest, now: float) -> Group:
+    def _enter(self, group: Group, member: Member) -> None:
+        group.members[member] = member.write
+        if (count := member.count) is not None:
+            group.counts[member] = count
+
+    def _leave(self, groups: "dict[Member, G]", member: Member) -> None:
+        group = groups.pop(member, None)
+        if group is None:
+            return
+        group.members.pop(member, None)
+        group.counts.pop(member, None)
+        if isinstance(group, Sample):
+            group.taken.pop(member, None)
+        if not group.members:
+            self._drop(group)
+
+    def _group(self, kind: "type[G]", key: object, variant: Variant, interest: Interest, now: float) -> "G":
         group = self._groups.get(key)
         if group is None:
             deliveries = self.deliveries.setdefault(variant.dialect, Deliveries())
-            group = self._groups[key] = Group(key, variant, interest, deliveries, now)
-            for wanted in interest:
-                for workspace in wanted.workspaces:
-                    self._indexes.setdefault(workspace, Index()).add(group, wanted)
+            group = self._groups[key] = kind(key, variant, interest, deliveries, now)
+            self._index(group)
+        assert isinstance(group, kind)
         return group
+
+    def _index(self, group: Group) -> None:
+        for wanted in group.interest:
+            for workspace in wanted.workspaces:
+                self._indexes.setdefault(workspace, Index()).add(group, wanted)
+
+    def _drop(self, group: Group) -> None:
+        if self._groups.pop(group.key, None) is None:
+            return
+        for wanted in group.interest:
+            for workspace in wanted.workspaces:
+                index = self._indexes.get(workspace)  # another filter may have emptied it
+                if index is not None:
+                    index.remove(group, wanted)
+                    if index.is_empty:
+                        del self._indexes[workspace]
 
     # -- delivery
 
@@ -298,6 +420,11 @@ def wants(interest: Interest) -> frozenset[Want]:
         for workspace in wanted.workspaces
         for agent in ((None,) if wanted.agents is None else wanted.agents)
     )
+
+
+def vital(interest: Interest) -> frozenset[str]:
+    """The workspaces whose own figures `interest` asks for by name: somebody has to compute them."""
+    return frozenset(name for wanted in interest if (wanted.types or frozenset()) & VITAL for name in wanted.workspaces)
 
 
 def agents_of(interest: Interest, workspace: str) -> frozenset[str] | None:

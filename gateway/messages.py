@@ -1,7 +1,7 @@
 """What a client can ask and be told, and what a session has done about it: the words between dialects and the core."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,12 +11,20 @@ from .reasons import Reason
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What one subscribe or unsubscribe names. None: not given."""
+    """What one subscribe or unsubscribe names. None: not given.
+
+    Where a dialect repeats what is subscribed, `words` are the types in their order, each with the client's own word
+    for it, and `named` the agents in theirs.
+    """
 
     workspaces: frozenset[str] | None = None
     agents: frozenset[str] | None = None
     subjects: frozenset[str] | None = None
     types: frozenset[str] | None = None
+    severities: frozenset[str] | None = None
+    components: frozenset[str] | None = None
+    words: tuple[tuple[str, str], ...] = ()
+    named: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[frozenset[str] | None, ...]:
@@ -41,6 +49,24 @@ class Unsubscribe(NamedTuple):
     asked: Asked
 
 
+class Configure(NamedTuple):
+    """What is given changes for this connection: seconds between two updates of metrics, events that may wait."""
+
+    metrics_seconds: float | None = None
+    buffer_events: int | None = None
+    is_compressed: bool | None = None
+
+
+class Command(NamedTuple):
+    """For an agent. `workspace` is needed where agents of several workspaces have this id."""
+
+    agent: str
+    name: str
+    parameters: dict[str, Any]
+    request_id: str | None = None
+    workspace: str | None = None
+
+
 class Ping(NamedTuple):
     """Wants a pong."""
 
@@ -49,7 +75,24 @@ class Pong(NamedTuple):
     """Answers a ping of ours."""
 
 
-Request = Authenticate | Subscribe | Unsubscribe | Ping | Pong
+class Disconnect(NamedTuple):
+    """Wants to be closed."""
+
+
+Request = Authenticate | Subscribe | Unsubscribe | Configure | Command | Ping | Pong | Disconnect
+
+
+class Refused(Exception):  # noqa: N818 (a statement, not a fault of ours)
+    """A client's wish that is not granted, and why. `detail` names the field or the fix; it never repeats a secret.
+
+    `request` is what it asked, as far as that was understood.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "", request: Request | None = None) -> None:
+        super().__init__(detail or reason.text)
+        self.reason = reason
+        self.detail = detail or reason.text
+        self.request = request
 
 
 # -- a client is told
@@ -59,8 +102,39 @@ Complete = str | dict[str, str] | None
 
 
 class Error(NamedTuple):
+    """`request` is what was asked, as far as it was understood; `retry_after` in how many seconds to try again.
+
+    `reference` names what was asked: the client's own id for it, or one of ours.
+    """
+
     reason: Reason
     detail: str
+    request: Request | None = None
+    retry_after: float | None = None
+    reference: str | None = None
+
+
+class Welcome(NamedTuple):
+    """It has authenticated and may stay."""
+
+    client: str
+    session: str
+
+
+class PoolSaid(NamedTuple):
+    """How many connections its user has over all nodes, and may have (None: any number)."""
+
+    pool: str
+    active: int
+    allowed: int | None
+
+
+class Confirmed(NamedTuple):
+    """What is subscribed now, in the client's own words; no agents: all of them."""
+
+    words: Sequence[str]
+    agents: Sequence[str]
+    complete: Complete = None
 
 
 class PingSent(NamedTuple):
@@ -68,7 +142,10 @@ class PingSent(NamedTuple):
 
 
 class PongSent(NamedTuple):
-    complete: Complete
+    """`seconds` is how long the connection has lasted."""
+
+    seconds: float
+    complete: Complete = None
 
 
 class GapSaid(NamedTuple):
@@ -79,7 +156,47 @@ class GapSaid(NamedTuple):
     oldest: str | None
 
 
-Notice = Error | PingSent | PongSent | GapSaid
+class StatusSaid(NamedTuple):
+    """An agent's answer to who asked for its status."""
+
+    agent: str
+    data: dict[str, Any]
+
+
+class NearLimit(NamedTuple):
+    """Of `limit` messages per minute `used` are used up, by this connection or by all of its user's."""
+
+    used: int
+    limit: int
+    resets_in: float
+    is_users: bool
+
+
+class Expiring(NamedTuple):
+    """Its token has so many seconds left."""
+
+    seconds: float
+
+
+class Farewell(NamedTuple):
+    """It is going to be closed."""
+
+    reason: Reason
+
+
+Notice = (
+    Error
+    | Welcome
+    | PoolSaid
+    | Confirmed
+    | PingSent
+    | PongSent
+    | GapSaid
+    | StatusSaid
+    | NearLimit
+    | Expiring
+    | Farewell
+)
 
 
 # -- a session has decided
@@ -93,6 +210,16 @@ class Verify(NamedTuple):
     token: str
 
 
+class Enter(NamedTuple):
+    """Find it a place among its user's connections, and tell the session with `entered` or `turned_away`."""
+
+
+class Take(NamedTuple):
+    """Count one message of its user, and tell the session with `taken`."""
+
+    text: str
+
+
 class Tell(NamedTuple):
     """Send this, in the dialect's words."""
 
@@ -104,12 +231,36 @@ class Heartbeat(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """Deliver `interest` from now on. `since`: first what `fresh` matches and `before` did not."""
+    """Deliver `interest` from now on. `since`: first what `fresh` matches and `before` did not.
+
+    Of `sampled` only the newest is delivered, at a `Sample`. `said` is sent as soon as live events are delivered, or
+    before the first that is replayed.
+    """
 
     interest: Interest
     fresh: Interest = frozenset()
     before: Interest = frozenset()
     since: Mapping[str, str] | None = None
+    sampled: Interest = frozenset()
+    said: Notice | None = None
+
+
+class Sample(NamedTuple):
+    """Deliver the newest of what is sampled."""
+
+
+class Tune(NamedTuple):
+    """Deliver in this way from now on; None: as before."""
+
+    buffer_events: int | None
+    is_compressed: bool | None
+
+
+class Send(NamedTuple):
+    """Send a command to its agent in one of `workspaces`, and tell the session with `unsent` or `replied`."""
+
+    command: Command
+    workspaces: frozenset[str]
 
 
 class Close(NamedTuple):
@@ -118,4 +269,4 @@ class Close(NamedTuple):
     reason: Reason
 
 
-Action = Verify | Tell | Heartbeat | Follow | Close
+Action = Verify | Enter | Take | Tell | Heartbeat | Follow | Sample | Tune | Send | Close

@@ -105,6 +105,17 @@ class Metrics(Collector):
             "handshakes_refused", "WebSocket handshakes answered with an HTTP error", "status"
         )
         self.auth_failures = Counter("auth_failures", "Tokens that were not accepted, by reason", "reason")
+        self.client_versions = Counter(
+            "client_versions", "Connections whose client said its version, by major version", "dialect", "major"
+        )
+        self.refused = Counter("connections_refused", "Connections that found no place, by limit", "dialect", "limit")
+        self.leases = Gauge("leases", "Places among the fleet's limits that this node's connections hold")
+        self.limit_decisions = Counter(
+            "limit_decisions", "Messages counted over the fleet, by who decided: Redis, or the node without it", "by"
+        )
+        self.commands = Counter(
+            "commands", "Commands by what became of them: done, failed, timeout or why they were not sent", "outcome"
+        )
         self.received = Counter("events_received", "Events that came from Redis")
         self.rejected = Counter(
             "events_rejected", "Messages on our channels that were no valid event, and were dropped"

@@ -4,9 +4,13 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
+import secrets
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import parse_qs
 
 from redis.exceptions import RedisError
@@ -16,18 +20,24 @@ from broker import Invalid
 from broker.broker import Broker
 from broker.events import Carried
 from broker.feed import Feed
+from broker.filters import Filter
+from broker.limits import Leases, Place, Windows
 from broker.lines import Gap, Taker
 from broker.patience import pause
 
+from . import addresses
 from .auth import Verifier
 from .clock import TICK_SECONDS, Wheel
 from .connection import Admission, Connection
 from .dialects import ALL, Dialect
-from .hub import Hub
+from .hub import Hub, Take
+from .messages import Refused
 from .metrics import Metrics
-from .reasons import BUG, GOING_AWAY, Refused
+from .orders import Orders
+from .reasons import BUG, GOING_AWAY
 from .replay import Replays
 from .settings import Settings
+from .vitals import Vitals
 from .wire import Refusal, Wire
 
 logger = logging.getLogger("trunkline.node")
@@ -35,6 +45,7 @@ logger = logging.getLogger("trunkline.node")
 REDIS_CHECK_SECONDS = 1.0
 REJECTED_LOG_SECONDS = 1.0
 LOOP_LAG_TICKS = int(15 / TICK_SECONDS)
+_VERSION = re.compile(r"v?(\d{1,2})(?:[.+-][0-9A-Za-z.+-]{0,30})?", re.ASCII)
 KNOWN_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013})
 
 
@@ -49,8 +60,16 @@ class Node(Taker):
         self.hub = Hub()
         self.feed = Feed(broker.address, broker.keys, broker.log, self, "trunkline-feed")
         self.replays = Replays(broker.log, self.feed, self.hub, self.metrics)
+        self.limits = {dialect.name: dialect.limits[settings.profile].under(settings) for dialect in ALL}
+        self.leases = Leases(broker.redis, broker.keys, on_lost=self._lost_place)
+        self.windows = Windows(broker.redis, broker.keys)
+        self.name = secrets.token_hex(8)
+        self.orders = Orders(broker, self.name, self.metrics, settings.command_seconds)
+        self.vitals = Vitals(broker, self.name, settings, tap=self.tap, queue_length=self.orders.waiting)
         self.wheel: Wheel[Connection] = Wheel(self.now())
         self.connections: set[Connection] = set()
+        self.leased: dict[str, Connection] = {}  # by lease
+        self._proxies = addresses.networks(settings.trusted_proxies)
         self.is_draining = False
         self.is_redis_up = False
         self._open: Counter[str] = Counter()
@@ -69,10 +88,22 @@ class Node(Taker):
         """True when a newcomer would be served."""
         return self.is_redis_up and self.feed.is_connected and not self.is_draining
 
+    @property
+    def parts(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
+        """What must run beside the server."""
+        return (
+            self.feed.run,
+            self.leases.run,
+            self.orders.run,
+            self.vitals.run,
+            self.run_clock,
+            self.run_checks,
+        )
+
     # -- clients
 
-    def admit(self, request: Request) -> Admission:
-        """Judge a handshake. Raises `Refusal`."""
+    def admit(self, request: Request, peer: str) -> Admission:
+        """Judge a handshake that came from the address `peer`. Raises `Refusal`."""
         path, _, asked = request.path.partition("?")
         dialect = self._dialects.get(path)
         if dialect is None:
@@ -92,7 +123,15 @@ class Node(Taker):
             raise Refusal(HTTPStatus.BAD_REQUEST, refused.detail) from None
         except ValueError:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the query cannot be read") from None
-        return Admission(dialect, variant, query.get("token") or next(iter(credentials), None))
+        headers = request.headers
+        return Admission(
+            dialect,
+            variant,
+            token=query.get("token") or next(iter(credentials), None),
+            address=addresses.client_address(peer, headers.get_all("X-Forwarded-For"), self._proxies),
+            fingerprint=next(iter(headers.get_all("X-Client-Fingerprint")), None),
+            version=next(iter(headers.get_all("X-Client-Version")), None),
+        )
 
     def connect(self, wire: Wire, admission: Admission) -> Connection:
         """A client has come."""
@@ -100,6 +139,8 @@ class Node(Taker):
         self.connections.add(connection)
         self._open[admission.dialect.name] += 1
         self.metrics.opened.add(admission.dialect.name)
+        if admission.version is not None:
+            self._note_version(admission.dialect, admission.version)
         logger.debug("a %s client came, %d are here", admission.dialect.name, len(self.connections))
         return connection
 
@@ -112,7 +153,35 @@ class Node(Taker):
         logger.debug("a %s client left with %s, %d are here", connection.dialect.name, known, len(self.connections))
 
     def max_message_bytes(self, dialect: Dialect) -> int:
-        return self.settings.max_message_bytes or dialect.limits.max_message_bytes
+        return self.limits[dialect.name].max_message_bytes
+
+    def _note_version(self, dialect: Dialect, version: str) -> None:
+        """What a client says of itself is anything: only what looks like a version is repeated."""
+        found = _VERSION.fullmatch(version)
+        self.metrics.client_versions.add(dialect.name, found[1] if found else "other")
+        if found:
+            logger.info("a %s client of version %s came", dialect.name, version)
+
+    def _lost_place(self, lease: str, place: Place) -> None:
+        """A lease had ended before it could be renewed, and its place is taken."""
+        connection = self.leased.get(lease)
+        if connection is not None:
+            connection.lose_place()
+
+    # -- figures
+
+    def tap(self, workspace: str, take: Take) -> Callable[[], None]:
+        """Hand every event of `workspace` to `take` until the function that this answers is called."""
+        wants = ((workspace, None),)
+        self.feed.want(wants)
+        variant = next(iter(ALL[0].variants.values()))
+        end = self.hub.tap(variant, frozenset((Filter(workspaces=frozenset((workspace,))),)), take)
+
+        def leave() -> None:
+            end()
+            self.feed.unwant(wants)
+
+        return leave
 
     # -- what the feed brings
 
@@ -140,6 +209,7 @@ class Node(Taker):
     def on_connection(self, *, is_up: bool) -> None:
         if is_up:
             logger.info("subscribed through Redis at %s", self.broker.address)
+            self.leases.refresh()
         else:
             self.metrics.reconnects.add()
             self.metrics.redis_errors.add()
@@ -207,9 +277,12 @@ class Node(Taker):
         metrics.feed_up.read = lambda: {"": float(self.feed.is_connected)}
         metrics.loop_lag.read = lambda: {"": max(self._lags)}
         metrics.draining.read = lambda: {"": float(self.is_draining)}
+        metrics.leases.read = lambda: {"": self.leases.held}
 
-    def collect_deliveries(self) -> None:
-        """Bring the hub's counts into the metrics; when Prometheus asks."""
+    def collect_counts(self) -> None:
+        """Bring what others count into the metrics; when Prometheus asks."""
+        self.metrics.limit_decisions.set("redis", amount=self.windows.by_redis)
+        self.metrics.limit_decisions.set("node", amount=self.windows.by_node)
         for dialect in ALL:
             deliveries = self.hub.deliveries.get(dialect.name)
             self.metrics.delivered.set(dialect.name, amount=deliveries.events if deliveries else 0)

@@ -6,33 +6,43 @@ from . import frames
 
 
 class Reason(NamedTuple):
-    """`code` names it in errors and metrics, `text` is for people; without a `close_code` the connection stays."""
+    """`code` names it in errors and metrics, `text` is for people; without a `close_code` the connection stays.
+
+    `retry_after` is in how many seconds it is worth to come back, where that does not depend on anything.
+    """
 
     code: str
     text: str
     close_code: int | None = None
+    retry_after: int | None = None
 
 
-INVALID_TOKEN = Reason("INVALID_TOKEN", "Token expired or invalid", frames.POLICY_VIOLATION)
+INVALID_TOKEN = Reason("INVALID_TOKEN", "Token expired or invalid", frames.POLICY_VIOLATION, 30)
 INVALID_MESSAGE = Reason("INVALID_MESSAGE", "The message cannot be understood")
 FORBIDDEN = Reason("FORBIDDEN", "$.filters.workspace_id: the token does not name this workspace")
+UNKNOWN_EVENT_TYPE = Reason("UNKNOWN_EVENT_TYPE", "The event type is not supported")
+TOO_MANY_EVENT_TYPES = Reason("TOO_MANY_EVENT_TYPES", "Too many event types")
 TOO_MANY_SUBSCRIPTIONS = Reason("TOO_MANY_SUBSCRIPTIONS", "Too many concurrent subscriptions", frames.POLICY_VIOLATION)
+TOO_MANY_CONNECTIONS = Reason("TOO_MANY_CONNECTIONS", "Too many connections", frames.TRY_AGAIN_LATER)
+TOO_MANY_MESSAGES = Reason("TOO_MANY_MESSAGES", "Too many messages")
+FLOOD = Reason("FLOOD", "twice as many messages as allowed", frames.POLICY_VIOLATION)
+
+# What can become of a command.
+UNKNOWN_COMMAND = Reason("UNKNOWN_COMMAND", "There is no such command")
+AGENT_UNKNOWN = Reason("AGENT_UNKNOWN", "Agent not found")
+AGENT_OFFLINE = Reason("AGENT_OFFLINE", "The agent is not connected")
+COMMAND_FAILED = Reason("COMMAND_FAILED", "The agent could not do it")
+COMMAND_TIMEOUT = Reason("COMMAND_TIMEOUT", "The agent did not answer in time")
+TOO_MANY_COMMANDS = Reason("TOO_MANY_COMMANDS", "Too many commands wait for this agent")
+UNAVAILABLE = Reason("UNAVAILABLE", "The service is not available at the moment, try again")
 
 # Farewells: nothing is said but the close frame, unless a dialect has words for it.
 TOO_MANY_ERRORS = Reason("TOO_MANY_ERRORS", "too many invalid messages in a row", frames.POLICY_VIOLATION)
 PONG_TIMEOUT = Reason("PONG_TIMEOUT", "PONG_TIMEOUT", frames.POLICY_VIOLATION)
 IDLE = Reason("IDLE", "idle", frames.NORMAL_CLOSURE)
+GOODBYE = Reason("GOODBYE", "goodbye", frames.NORMAL_CLOSURE)
 NOT_TEXT = Reason("NOT_TEXT", "text messages only", frames.UNSUPPORTED_DATA)
-SLOW_CONSUMER = Reason("SLOW_CONSUMER", "slow consumer: resume from the last event_id", frames.TRY_AGAIN_LATER)
+SLOW_CONSUMER = Reason("SLOW_CONSUMER", "slow consumer: resume from the last event_id", frames.TRY_AGAIN_LATER, 1)
 EVENTS_LOST = Reason("EVENTS_LOST", "events were lost: connect again", frames.TRY_AGAIN_LATER)
-GOING_AWAY = Reason("GOING_AWAY", "the server is going away: connect again", frames.SERVICE_RESTART)
+GOING_AWAY = Reason("GOING_AWAY", "the server is going away: connect again", frames.SERVICE_RESTART, 1)
 BUG = Reason("BUG", "", frames.INTERNAL_ERROR)
-
-
-class Refused(Exception):  # noqa: N818 (a statement, not a fault of ours)
-    """A client's wish that is not granted, and why. `detail` names the field or the fix; it never repeats a secret."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(detail or reason.text)
-        self.reason = reason
-        self.detail = detail or reason.text

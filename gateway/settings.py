@@ -16,6 +16,8 @@ from broker import Invalid
 from broker.address import read as read_address
 from broker.keyspace import Keyspace
 
+from .addresses import networks
+
 VARIABLE_PREFIX = "TRUNKLINE_"
 
 Seconds = float
@@ -24,6 +26,10 @@ YEAR = 365 * 24 * 3600
 
 def _m(description: str, **bounds: Any) -> Meta:
     return Meta(description=description, **bounds)
+
+
+def _limit(description: str) -> Meta:
+    return _m(f"{description}; 0: what the protocol and the profile say, -1: no limit", ge=-1)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +61,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     claim_agent_id: Annotated[str, _m("claim with the agent's id, in an agent's own token")] = "agent_id"
     allowed_origins: Annotated[tuple[str, ...], _m("browser origins that may connect; empty: all")] = ()
 
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        _m("addresses or networks of the balancers whose X-Forwarded-For is believed; empty: nobody's"),
+    ] = ()
+
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _m("least severity to log")] = "info"
     log_format: Annotated[
         Literal["auto", "json", "text"],
@@ -72,6 +83,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_seconds: Annotated[
         Seconds, _m("seconds without an event or a message after which a MaxiCore connection is closed", gt=0, le=YEAR)
     ] = 1800.0
+
+    max_connections_per_user: Annotated[int, _limit("connections of one user at a time, over all nodes")] = 0
+    max_connections_per_address: Annotated[int, _limit("connections of one client address, over all nodes")] = 0
+    max_connects_per_minute: Annotated[int, _limit("connections admitted per minute and user, over all nodes")] = 0
+    max_messages_per_minute: Annotated[int, _limit("messages per minute and connection")] = 0
+    max_user_messages_per_minute: Annotated[int, _limit("messages per minute and user, over all nodes")] = 0
+    max_event_types: Annotated[int, _limit("event types that one connection may subscribe to")] = 0
+    max_subscriptions: Annotated[int, _limit("subscriptions of one connection")] = 0
     max_message_bytes: Annotated[int, _m("largest message a client may send; 0: what its protocol says", ge=0)] = 0
     max_backlog_bytes: Annotated[
         int, _m("bytes that may wait for a slow client before it is closed with 1013", ge=1024)
@@ -79,6 +98,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slow_close_seconds: Annotated[
         Seconds, _m("seconds a closed client has to read what is left before it is cut off", gt=0, le=YEAR)
     ] = 5.0
+
+    command_seconds: Annotated[Seconds, _m("seconds in which an agent must have settled a command", gt=0, le=3600)] = (
+        10.0
+    )
+
+    alert_cpu_percent: Annotated[float, _m("CPU of the fleet above which an alert is raised; 0: never", ge=0)] = 80.0
+    alert_memory_percent: Annotated[
+        float, _m("memory of the fleet's machines above which an alert is raised; 0: never", ge=0)
+    ] = 80.0
+    alert_queue_length: Annotated[int, _m("waiting work above which an alert is raised; 0: never", ge=0)] = 100
+    alert_response_seconds: Annotated[
+        Seconds, _m("average response time in seconds above which an alert is raised; 0: never", ge=0)
+    ] = 60.0
+    alert_failure_percent: Annotated[
+        float, _m("failed inferences of the last minute above which an alert is raised; 0: never", ge=0, le=100)
+    ] = 50.0
 
     drain_wait_seconds: Annotated[
         Seconds, _m("seconds between not ready and the first close, for balancers to notice", ge=0, le=YEAR)
@@ -92,6 +127,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for path in self.jwt_public_key:
             if not Path(path).is_file():
                 raise Invalid("jwt_public_key", f"no file {path}")
+        try:
+            networks(self.trusted_proxies)
+        except ValueError as error:
+            raise Invalid("trusted_proxies", f"expected addresses or networks, as 10.0.0.0/8: {error}") from None
         if self.jwt_jwks_url and not self.jwt_jwks_url.startswith(("https://", "http://")):
             raise Invalid("jwt_jwks_url", "expected an http:// or https:// URL")
 

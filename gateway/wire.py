@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from . import frames
+from .deflate import Negotiation
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -34,13 +35,15 @@ _silent = logging.getLogger("trunkline.wire.handshake")
 _silent.disabled = True
 
 
-# Without extensions and subprotocols it keeps nothing of a request that it judges: one serves all.
+# Without subprotocols it keeps nothing of a request that it judges but the extensions: one serves all.
 _JUDGE = ServerProtocol(logger=_silent)
+_DEFLATING_JUDGE = ServerProtocol(logger=_silent, extensions=[Negotiation()])
 
 _HEADERS = frozenset(
     {
         "connection", "upgrade", "origin", "authorization",
         "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions",
+        "x-forwarded-for", "x-client-fingerprint", "x-client-version",
     }
 )  # fmt: skip
 
@@ -154,7 +157,7 @@ class Wire(asyncio.Protocol):
         """Answer the request that uvicorn hands us whole."""
         request = _read(data)
         try:
-            admission = self._node.admit(request)
+            admission = self._node.admit(request, self._peer())
         except Refusal as refusal:
             self._refuse(_response(refusal))
             return
@@ -162,7 +165,8 @@ class Wire(asyncio.Protocol):
             logger.exception("a handshake failed")
             self._refuse(Response(500, "Internal Server Error", Headers()))
             return
-        response = _JUDGE.accept(request)
+        judge = _JUDGE if admission.dialect.deflated is None else _DEFLATING_JUDGE
+        response = judge.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             # The library's words repeat what it was given.
             response.body = b"not a valid WebSocket handshake (RFC 6455, section 4.2.1)\n"
@@ -171,9 +175,15 @@ class Wire(asyncio.Protocol):
             return
         self.write(response.serialize())
         self._transport.set_write_buffer_limits(high=self._node.settings.max_backlog_bytes)
-        self._parser = frames.Parser(self._node.max_message_bytes(admission.dialect))
-        self._connection = self._node.connect(self, admission)
+        may_deflate = "Sec-WebSocket-Extensions" in response.headers
+        self._parser = frames.Parser(self._node.max_message_bytes(admission.dialect), may_deflate=may_deflate)
+        self._connection = self._node.connect(self, admission._replace(may_deflate=may_deflate))
         self._connection.start(admission.token)
+
+    def _peer(self) -> str:
+        """The address of who has connected to us: a client, or a proxy in front of it."""
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if peer else ""
 
     def _refuse(self, response: Response) -> None:
         self._node.metrics.handshakes_refused.add(str(response.status_code))

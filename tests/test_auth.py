@@ -67,6 +67,7 @@ def test_a_token_tells_who_it_speaks_for() -> None:
     )
     assert accepts(verifier(), jwt.encode(claims, SECRET, "HS256")) == Claims(
         subject="user-7",
+        user="user-7",
         workspaces=frozenset({"a", "b"}),
         scope=frozenset({"events:read", "agents:write"}),
         agent_id="agent-1",

@@ -6,21 +6,23 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker import Event, Invalid
 from broker.catalog import CATALOG
-from broker.events import MAX_EVENT_BYTES, Carried, Packed, now, pack, unpack
-from gateway.dialects import maxicore
-from gateway.reasons import Refused
+from broker.events import MAX_EVENT_BYTES, Carried, Labels, Packed, now, pack, unpack
+from gateway.dialects import freeagentics, maxicore
+from gateway.messages import Refused
 
 from .test_catalog import EXAMPLES
 
 WORKSPACE = "ws-456"
 IDS = ("workspace_id", "agent_id", "task_id", "inference_id", "execution_id")
 MAXICORE = sorted(maxicore.TYPES)
+FREEAGENTICS = sorted(freeagentics.TYPES)
 
 
 def example_of(name: str, **changes: Any) -> Event:
@@ -230,6 +232,58 @@ def test_what_is_no_rfc_3339_is_no_timestamp(timestamp: str) -> None:
     assert invalid(pack, example_of("agent.online", timestamp=timestamp)).path == "$.timestamp"
     published = {"type": "agent.online", "agent_id": "a", "timestamp": timestamp, "data": {}}
     assert invalid(unpack, json.dumps(published).encode(), WORKSPACE).path == "$.timestamp"
+
+
+# -- what a filter may ask of data
+
+LABELS: dict[str, Labels] = {
+    "performance_alert": Labels("warning", frozenset({"inference_engine"})),
+    "system_alert": Labels("error", frozenset({"database", "knowledge_graph"})),
+    "system_status": Labels(None, frozenset({"database", "redis", "inference_engine"})),
+    "maintenance_mode": Labels(None, frozenset({"database", "redis", "inference_engine"})),
+}
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_alerts_and_the_state_of_a_system_have_labels_and_nothing_else_has(name: str) -> None:
+    assert unpack(message(pack(example_of(name))), WORKSPACE).labels == LABELS.get(name, Labels())
+
+
+def test_labels_are_read_once() -> None:
+    carried = unpack(message(pack(example_of("system_alert"))), WORKSPACE)
+    assert carried.labels is carried.labels
+    other = unpack(message(pack(example_of("performance_alert"))), WORKSPACE)
+    assert other.labels != carried.labels
+
+
+@pytest.mark.parametrize(
+    ("data", "labels"),
+    [
+        ({"severity": None, "affected_components": None, "components": None}, Labels()),
+        ({"severity": 5, "components": "redis"}, Labels()),
+        ({"severity": ["error"], "affected_components": 5}, Labels()),
+        ({"severity": "", "affected_components": []}, Labels("", frozenset())),
+        ({"affected_components": ["a", 5, None, ["b"]]}, Labels(None, frozenset({"a"}))),
+        ({"affected_components": ["a"], "components": {"b": "healthy"}}, Labels(None, frozenset({"a"}))),
+        ({"affected_components": None, "components": {"b": "healthy"}}, Labels(None, frozenset({"b"}))),
+        ({"violation": {"severity": "high"}}, Labels()),
+    ],
+)
+def test_a_label_that_is_no_word_is_none(data: dict[str, Any], labels: Labels) -> None:
+    assert Carried(type="x", data=msgspec.Raw(json.dumps(data).encode())).labels == labels
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rb'{"severity":"\ud800"}',
+        b'{"severity":"error","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"components":' + b'{"x":' * 5000 + b"1" + b"}" * 5000 + b"}",
+        b'{"severity":"error","components":{"redis":1e999}}',
+    ],
+)
+def test_labels_that_cannot_be_read_raise_nothing(data: bytes) -> None:
+    assert isinstance(Carried(type="x", data=msgspec.Raw(data)).labels, Labels)
 
 
 # -- refused, with the path
@@ -503,17 +557,20 @@ def members(draw: st.DrawFn, keys: list[str], words: list[str], max_size: int = 
 def raw_messages(draw: st.DrawFn) -> bytes:
     """An event as text, mostly well-formed, with names twice, escaped and where they do not belong."""
     words = draw(st.sampled_from([VALID_WORDS, VALID_WORDS, WORDS]))
-    name = draw(st.sampled_from(MAXICORE))
+    name = draw(st.sampled_from(MAXICORE) | st.sampled_from(FREEAGENTICS))
     required = {
         "task.failed": ['"error":{"code":"C","message":"M"}'],
         "shield.violation": [f'"violation":{json.dumps(EXAMPLES["shield.violation"]["violation"])}'],
+        "agent_status": ['"new_status":"idle"'],
+        "inference_progress": ['"progress":0.5'],
+        "entity_created": ['"entity_id":"entity-1"'],
     }.get(name, [])
     inside = draw(members([*KEYS[:5], *KEYS[11:]] if draw(st.booleans()) else KEYS, words))
     space = draw(spaces)
     data = f'"data":{space}{{' + ",".join(draw(st.permutations([*required, *inside]))) + f"{space}}}"
     top = [f'"type":"{name}"', data, *draw(members(["x", "ü", *IDS, "id", "prev", "timestamp"], words, 2))]
     if draw(st.integers(0, 9)):
-        top += ['"task_id":"t"', '"agent_id":"agent-1"']
+        top += ['"task_id":"t"' if name in MAXICORE else '"inference_id":"i"', '"agent_id":"agent-1"']
     return (space + "{" + ",".join(draw(st.permutations(top))) + "}" + space).encode(errors="surrogatepass")
 
 
@@ -576,6 +633,25 @@ def check_that_it_can_be_sent_on(carried: Carried) -> None:
         if name != "nested":
             # A name that stands twice in `data` is its producer's own doing, and no more than twice on top.
             assert names - Counter(ENVELOPE) == Counter(key for key, _ in data)
+    check_that_it_can_be_nested(carried, data)
+
+
+def check_that_it_can_be_nested(carried: Carried, data: list[tuple[str, Any]]) -> None:
+    """As FreeAgentics' clients have it: the ids of agent and inference stand in `data`, once."""
+    words = freeagentics.encode(carried)
+    if carried.type not in freeagentics.TYPES:
+        assert words is None
+        return
+    assert words is not None
+    top = strictly(words)
+    expected = {"type": carried.type, "timestamp": carried.timestamp, "workspace_id": WORKSPACE}
+    expected |= {} if carried.id is None else {"event_id": carried.id}
+    assert [key for key, _ in top] == [*expected, "data"]
+    assert dict(top[:-1]) == expected
+    ids = {} if CATALOG[carried.type].subject is None else {"inference_id": carried.inference_id}
+    ids |= {} if carried.agent_id is None else {"agent_id": carried.agent_id}
+    inner = words[words.index(b',"data":') + len(b',"data":') : -1]
+    assert strictly(inner) == [*ids.items(), *data]
 
 
 @given(messages, st.sampled_from([None, "", "agent-1"]), st.sampled_from([None, "9-0"]))
@@ -599,6 +675,12 @@ def check_that_it_can_be_sent_on(carried: Carried) -> None:
 @example(b'{"type":"task.progress","task_id":"t","data":{"x":01}}', None, None)
 @example(b'{"type":"task.progress","task_id":"t","data":{"x":1.}}', None, None)
 @example(b'{"type":"task.progress","task_id":"t","data":{"x":-}}', None, None)
+@example(b'{"type":"agent_status","agent_id":"a","data":{ "new_status":"idle","inference_id":"i" }}', None, "9-0")
+@example(
+    b'{"type":"agent_status","agent_id":"a","inference_id":"i","data":{"new_status":"x","inference_id":1}}', None, None
+)
+@example(b'{"type":"metrics_update","inference_id":"i","data":{}}', None, None)
+@example(b'{"type":"inference_failed","agent_id":"a","data":{"inference_id":"i","agent_id":"a"}}', None, None)
 @example(
     b'{"type":"agent.online","agent_id":"a","execution_id":"e","inference_id":"i","data":{"task_id":"t"}}', None, None
 )
@@ -614,7 +696,7 @@ def test_what_anyone_publishes_is_refused_or_can_be_sent_on(
     check_that_it_can_be_sent_on(carried)
 
 
-@given(said_events().filter(lambda said: said.type in maxicore.TYPES))
+@given(said_events())
 @settings(deadline=None)
 def test_what_is_packed_can_be_sent_on_in_every_form(said: Event) -> None:
     said.workspace_id = WORKSPACE

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from broker import Filter
 from broker.events import Carried
+from broker.filters import Narrow
 
 VALUES: dict[str, list[str | None]] = {
     "workspace_id": ["ws-1", "ws-2"],
@@ -112,3 +113,70 @@ def test_equal_filters_are_one_value_and_do_not_change() -> None:
 def test_nobody_asks_for_every_workspace_there_is() -> None:
     with pytest.raises(TypeError):
         Filter()  # type: ignore[call-arg]
+
+
+# -- what concerns only events that have such a field
+
+
+def alert(data: bytes = b"{}", agent: str | None = None) -> Carried:
+    return Carried(type="system_alert", data=msgspec.Raw(data), workspace_id="ws-1", agent_id=agent)
+
+
+def narrowed(event: Carried, **parts: Any) -> bool:
+    """Is `event` left of all there is?"""
+    admitted = Narrow(**parts).admits(event)
+    assert Filter(workspaces=names("ws-1"), narrow=Narrow(**parts)).matches(event) == admitted
+    return admitted
+
+
+def test_what_asks_nothing_admits_everything() -> None:
+    for event in (alert(), alert(agent="agent-1"), alert(b'{"severity":"error","components":{"redis":"healthy"}}')):
+        assert narrowed(event)
+
+
+def test_agents_that_were_left_out_are_not_admitted_and_who_has_no_agent_is_not_concerned() -> None:
+    without = names("agent-1", "agent-2")
+    assert not narrowed(alert(agent="agent-1"), without_agents=without)
+    assert narrowed(alert(agent="agent-3"), without_agents=without)
+    assert narrowed(alert(), without_agents=without)
+
+
+def test_a_severity_is_one_of_those_asked_for() -> None:
+    assert narrowed(alert(b'{"severity":"error"}'), severities=names("warning", "error"))
+    assert not narrowed(alert(b'{"severity":"critical"}'), severities=names("warning", "error"))
+    assert not narrowed(alert(b'{"severity":"Error"}'), severities=names("error"))
+
+
+def test_one_component_that_is_asked_for_is_enough() -> None:
+    affected = alert(b'{"affected_components":["database","knowledge_graph"]}')
+    assert narrowed(affected, components=names("database", "redis"))
+    assert not narrowed(affected, components=names("redis"))
+
+
+def test_the_state_of_a_system_is_about_the_components_that_it_lists() -> None:
+    state = alert(b'{"components":{"database":"healthy","redis":"degraded"}}')
+    assert narrowed(state, components=names("redis"))
+    assert not narrowed(state, components=names("degraded"))
+
+
+def test_an_event_without_such_a_field_is_not_concerned() -> None:
+    asked = {"severities": names("error"), "components": names("redis")}
+    assert narrowed(alert(), **asked)
+    assert narrowed(alert(b'{"severity":"error"}'), **asked)
+    assert narrowed(alert(b'{"components":{"redis":"healthy"}}'), **asked)
+    assert not narrowed(alert(b'{"severity":"error","components":{"database":"healthy"}}'), **asked)
+    assert not narrowed(alert(b'{"severity":"info","components":{"redis":"healthy"}}'), **asked)
+
+
+def test_to_be_narrow_is_one_part_among_the_others() -> None:
+    wanted = Filter(workspaces=names("ws-1"), agents=names("agent-1", ""), narrow=Narrow(severities=names("error")))
+    assert wanted.matches(alert(b'{"severity":"error"}'))
+    assert not wanted.matches(alert(b'{"severity":"info"}'))
+    assert not wanted.matches(alert(b'{"severity":"error"}', "agent-2"))
+    assert {wanted, msgspec.structs.replace(wanted, narrow=Narrow(severities=names("error")))} == {wanted}
+    assert wanted != msgspec.structs.replace(wanted, narrow=None)
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"severity":5}', b'{"components":"redis","severity":null}'])
+def test_a_field_that_says_nothing_is_as_good_as_none(data: bytes) -> None:
+    assert narrowed(alert(data), severities=names("error"), components=names("redis"))

@@ -10,16 +10,21 @@ same close code. They may differ in these places, and nowhere else:
 - The library counts a control frame against what the message under way has left (1009). It is no part of the message.
 - Each empty fragment counts as a byte with us, as it costs memory like one (1009).
 - Who needs fewer bytes of a wrong frame to judge it speaks first: both are given the rest of it here.
+- The library inflates fragment by fragment, we the whole message: what is wrong with it we say at its end.
+- The library counts what is inflated and then what is compressed against the same bound; we count each for itself.
 """
 
 import itertools
 import os
+import tracemalloc
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol, Side
 
@@ -54,6 +59,28 @@ def masked(payload: bytes, mask: bytes) -> bytes:
     return bytes(byte ^ key for byte, key in zip(payload, itertools.cycle(mask), strict=False))
 
 
+def packed(payload: bytes, *, level: int = 6, bits: int = 15, last: bool = False, parts: int = 1) -> bytes:
+    """A message as a client may compress it: `parts` flushes, or one block that says it is the last."""
+    compressor = zlib.compressobj(level, wbits=-bits)
+    if last:
+        return compressor.compress(payload) + compressor.flush() + b"\x00"  # RFC 7692, 7.2.3.4
+    step = max(1, -(-len(payload) // parts))
+    made = b"".join(compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH) for piece in chunks(payload, step))
+    return made.removesuffix(b"\x00\x00\xff\xff")
+
+
+def chunks(payload: bytes, size: int) -> list[bytes]:
+    return [payload[at : at + size] for at in range(0, len(payload), size)] or [b""]
+
+
+def deflating() -> PerMessageDeflate:
+    """The library's side of what we agree on."""
+    return PerMessageDeflate(True, True, 15, 12)
+
+
+RSV1 = 4
+
+
 def close_payload(code: int, reason: bytes = b"") -> bytes:
     return code.to_bytes(2) + reason
 
@@ -61,8 +88,8 @@ def close_payload(code: int, reason: bytes = b"") -> bytes:
 # -- the two judges
 
 
-def ours(pieces: Iterable[bytes], max_bytes: int = MAX_BYTES) -> list[Outcome]:
-    parser = Parser(max_bytes)
+def ours(pieces: Iterable[bytes], max_bytes: int = MAX_BYTES, *, may_deflate: bool = False) -> list[Outcome]:
+    parser = Parser(max_bytes, may_deflate)
     return [outcome(received) for piece in pieces for received in parser.feed(piece)]
 
 
@@ -77,8 +104,9 @@ def outcome(received: Received) -> Outcome:
 class Oracle:
     """The websockets library as a server with an open connection, its frames put together as its connection does."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, *, may_deflate: bool = False) -> None:
         self.protocol = Protocol(SERVER, state=OPEN, max_size=max_bytes)
+        self.protocol.extensions = [deflating()] if may_deflate else []
         self.outcomes: list[Outcome] = []
         self._fragments: list[Frame] = []
 
@@ -128,19 +156,20 @@ def closed(close: Close) -> Outcome:
     return ("close", int(close.code), close.reason.encode())
 
 
-def theirs(pieces: Iterable[bytes], max_bytes: int = MAX_BYTES) -> list[Outcome]:
-    oracle = Oracle(max_bytes)
+def theirs(pieces: Iterable[bytes], max_bytes: int = MAX_BYTES, *, may_deflate: bool = False) -> list[Outcome]:
+    oracle = Oracle(max_bytes, may_deflate=may_deflate)
     for piece in pieces:
         oracle.feed(piece)
     return oracle.outcomes
 
 
-def both(stream: bytes) -> tuple[list[Outcome], list[Outcome]]:
+def both(stream: bytes, *, may_deflate: bool = False) -> tuple[list[Outcome], list[Outcome]]:
     """The outcomes of `stream` with us and with the library; a wrong frame that it breaks off is continued for both."""
-    mine, other = ours([stream]), theirs([stream])
+    mine, other = ours([stream], may_deflate=may_deflate), theirs([stream], may_deflate=may_deflate)
     if is_violated(mine) != is_violated(other):
         rest = bytes(MAX_BYTES + 14)
-        mine, other = ours([stream, rest]), theirs([stream, rest])
+        mine = ours([stream, rest], may_deflate=may_deflate)
+        other = theirs([stream, rest], may_deflate=may_deflate)
     return mine, other
 
 
@@ -158,9 +187,10 @@ def cuts(stream: bytes) -> Iterator[list[bytes]]:
 # -- frames out
 
 
-def decoded(data: bytes) -> list[Frame]:
+def decoded(data: bytes, *, may_deflate: bool = False) -> list[Frame]:
     """What a client of the websockets library reads."""
     client = Protocol(Side.CLIENT, state=OPEN, max_size=None)
+    client.extensions = [deflating()] if may_deflate else []
     client.receive_data(data)
     assert client.parser_exc is None
     return [event for event in client.events_received() if isinstance(event, Frame)]
@@ -181,6 +211,29 @@ def test_texts_that_are_joined_are_read_one_by_one(texts: list[str]) -> None:
     read = decoded(b"".join(frames.text(text.encode()) for text in texts))
     assert [(event.opcode, event.data.decode(), event.fin) for event in read] == [
         (Opcode.TEXT, text, True) for text in texts
+    ]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_compressed_text_of_any_length_is_the_frame_that_the_library_makes(length: int) -> None:
+    payload = os.urandom(length).hex().encode()[:length]
+    extension = PerMessageDeflate(True, True, 15, 12, {"memLevel": 5})
+    made = frames.deflated(payload)
+    assert made == Frame(Opcode.TEXT, payload).serialize(mask=False, extensions=[extension])
+    assert [bytes(event.data) for event in decoded(made, may_deflate=True)] == [payload]
+
+
+@given(st.lists(st.tuples(st.text(max_size=300), st.sampled_from([frames.text, frames.deflated, frames.ping]))))
+@settings(deadline=None)
+def test_compressed_texts_are_read_one_by_one_whatever_stands_between_them(said: list[tuple[str, Any]]) -> None:
+    """Also by a client that has read others: a compressed frame needs none before it."""
+    said = [(text if make is not frames.ping else text[:31], make) for text, make in said]
+    stream = b"".join(make(text.encode()) for text, make in said)
+    read = decoded(stream, may_deflate=True)
+    assert [bytes(event.data).decode() for event in read] == [text for text, _ in said]
+    back = [make(text.encode()) for text, make in reversed(said)]
+    assert [bytes(event.data).decode() for event in decoded(b"".join(back), may_deflate=True)] == [
+        text for text, _ in reversed(said)
     ]
 
 
@@ -484,3 +537,226 @@ def test_damaged_streams_are_judged_as_the_library_judges_them(data: st.DataObje
         mine, other = mine[:-1], other[:-1]
     assert mine == other
     assert ours(data.draw(cut(stream))) == ours([stream])
+
+
+# -- compressed messages in
+
+VALID_PACKED = {
+    "a text": frame(TEXT, packed(b"hello " * 20), rsv=RSV1),
+    "a binary": frame(BINARY, packed(bytes(range(200))), rsv=RSV1),
+    "an empty text": frame(TEXT, packed(b""), rsv=RSV1),
+    "an empty text as one byte (7.2.3.6)": frame(TEXT, b"\x00", rsv=RSV1),
+    "hello in a fixed block (7.2.3.1)": frame(TEXT, bytes.fromhex("f248cdc9c90700"), rsv=RSV1),
+    "hello without compression (7.2.3.3)": frame(TEXT, bytes.fromhex("000500faff48656c6c6f00"), rsv=RSV1),
+    "hello in a block that says it is the last (7.2.3.4)": frame(TEXT, bytes.fromhex("f348cdc9c9070000"), rsv=RSV1),
+    "hello in two blocks (7.2.3.5)": frame(TEXT, bytes.fromhex("f248050000 00ffff cac9c90700"), rsv=RSV1),
+    "a plain text": frame(TEXT, b"plain"),
+    "a plain text in fragments": frame(TEXT, b"pl", fin=False) + frame(CONTINUATION, b"ain"),
+    "fragments (7.2.3.1)": frame(TEXT, bytes.fromhex("f248cd"), fin=False, rsv=RSV1)
+    + frame(PING, b"amid")
+    + frame(CONTINUATION, fin=False)
+    + frame(CONTINUATION, bytes.fromhex("c9c90700")),
+    "an empty first fragment": frame(TEXT, fin=False, rsv=RSV1) + frame(CONTINUATION, packed(b"abc")),
+    "much in little": frame(TEXT, packed(b"x" * 5000 + b"y" * 5000), rsv=RSV1),
+}
+
+
+def test_compressed_conversations_are_read_as_the_library_reads_them_cut_at_every_byte() -> None:
+    stream = b"".join(VALID_PACKED.values()) + frame(CLOSE, close_payload(1000))
+    expected = theirs([stream], may_deflate=True)
+    assert len(expected) == len(VALID_PACKED) + 2  # a ping, a close
+    assert expected.count(("message", TEXT, b"Hello")) == 5
+    for pieces in cuts(stream):
+        assert ours(pieces, may_deflate=True) == expected
+
+
+PACKED_VIOLATIONS = {
+    "RSV1 and RSV2": frame(TEXT, packed(b"abc"), rsv=RSV1 | 2),
+    "RSV1 and RSV3": frame(TEXT, packed(b"abc"), rsv=RSV1 | 1),
+    "RSV2 alone": frame(TEXT, b"abc", rsv=2),
+    "RSV3 alone amid fragments": frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"b", rsv=1),
+    "RSV1 in a continuation of a compressed text": frame(TEXT, packed(b"abc"), rsv=RSV1, fin=False)
+    + frame(CONTINUATION, b"", rsv=RSV1),
+    "RSV1 in a continuation of a plain text": frame(TEXT, b"a", fin=False)
+    + frame(CONTINUATION, packed(b"b"), rsv=RSV1),
+    "RSV1 in a continuation of nothing": frame(CONTINUATION, packed(b"b"), rsv=RSV1),
+    "RSV1 in a ping": frame(PING, packed(b"p"), rsv=RSV1),
+    "RSV1 in a pong amid fragments": frame(TEXT, packed(b"a"), rsv=RSV1, fin=False) + frame(PONG, rsv=RSV1),
+    "RSV1 in a close": frame(CLOSE, close_payload(1000), rsv=RSV1),
+    "RSV1 with an unknown opcode": frame(3, packed(b"abc"), rsv=RSV1),
+    "a compressed text amid fragments": frame(TEXT, b"a", fin=False) + frame(TEXT, packed(b"b"), rsv=RSV1),
+    "a compressed text without a mask": frame(TEXT, packed(b"abc"), rsv=RSV1, mask=None),
+    "no DEFLATE": frame(TEXT, b"\xff" * 20, rsv=RSV1),
+    "no DEFLATE in a long frame": frame(BINARY, b"\xff" * 3000, rsv=RSV1),
+    "no DEFLATE in fragments": frame(TEXT, b"\x00\x05", rsv=RSV1, fin=False) + frame(CONTINUATION, b"\x00\x00\x00abc"),
+    "no DEFLATE after a good block": frame(TEXT, packed(b"abc") + b"\x00\x00\xff\xff" + b"\x07", rsv=RSV1),
+    "a reference to before the message": frame(TEXT, packed(b"abc" * 50), rsv=RSV1)
+    + frame(TEXT, bytes.fromhex("f200110000"), rsv=RSV1),  # "Hello" again, of a context taken over (7.2.3.2)
+    "an inflated text that is not UTF-8": frame(TEXT, packed(b"abc\xff"), rsv=RSV1),
+    "inflated past the bound": frame(TEXT, packed(b"x" * (MAX_BYTES + 1)), rsv=RSV1),
+    "inflated far past the bound": frame(BINARY, packed(bytes(100 * MAX_BYTES)), rsv=RSV1),
+    "fragments inflated past the bound": frame(TEXT, packed(b"x" * (MAX_BYTES + 1))[:40], rsv=RSV1, fin=False)
+    + frame(CONTINUATION, packed(b"x" * (MAX_BYTES + 1))[40:]),
+    "compressed past the bound": head(TEXT, MAX_BYTES + 1, rsv=RSV1),
+}
+
+
+@pytest.mark.parametrize("stream", PACKED_VIOLATIONS.values(), ids=PACKED_VIOLATIONS)
+def test_a_compressed_violation_ends_with_the_close_code_that_the_library_gives_it(stream: bytes) -> None:
+    before = frame(TEXT, packed(b"before"), rsv=RSV1) + frame(TEXT, b"plain") + frame(PING)
+    expected, other = both(before + stream, may_deflate=True)
+    assert expected == other
+    assert is_violated(expected)
+    assert expected[:3] == ours([before], may_deflate=True)
+    stream = before + stream + frame(TEXT, packed(b"after"), rsv=RSV1)
+    for pieces in cuts(stream) if len(stream) < 1000 else ([stream], list(pieces_of(stream, 1021))):
+        assert ours(pieces, may_deflate=True) == expected
+
+
+@pytest.mark.parametrize("stream", VIOLATIONS.values(), ids=VIOLATIONS)
+def test_what_is_wrong_without_compression_is_wrong_with_it(stream: bytes) -> None:
+    mine, other = both(stream, may_deflate=True)
+    assert mine == other
+    assert is_violated(mine)
+
+
+@pytest.mark.parametrize("stream", VALID_PACKED.values(), ids=VALID_PACKED)
+def test_a_compressed_message_is_wrong_where_nobody_agreed_to_it(stream: bytes) -> None:
+    mine, other = both(stream)
+    assert mine == other
+    assert is_violated(mine) == bool(stream[0] & RSV1 << 4)
+
+
+def test_a_compressed_message_is_bounded_as_it_comes_and_as_it_is_inflated_and_the_next_one_anew() -> None:
+    fits = packed(b"x" * 100)
+    whole = frame(TEXT, fits, rsv=RSV1)
+    halves = frame(TEXT, fits[:2], rsv=RSV1, fin=False) + frame(CONTINUATION, fits[2:])
+    stream = whole + halves + whole + halves
+    assert ours([stream], 100, may_deflate=True) == 4 * [("message", TEXT, b"x" * 100)]
+    for wrong in (whole, halves):
+        assert ours([wrong], 99, may_deflate=True) == [("violation", frames.MESSAGE_TOO_BIG)]
+    stored = packed(os.urandom(100), level=0)
+    assert ours([frame(BINARY, stored, rsv=RSV1)], len(stored) - 1, may_deflate=True) == [
+        ("violation", frames.MESSAGE_TOO_BIG)
+    ]
+
+
+def test_a_message_is_inflated_when_it_is_complete() -> None:
+    """The library judges each fragment: it has ended before the ping."""
+    wrong = frame(TEXT, b"\xff" * 20, rsv=RSV1, fin=False)
+    stream = wrong + frame(PING, b"amid") + frame(CONTINUATION)
+    assert theirs([wrong], may_deflate=True) == [("violation", frames.PROTOCOL_ERROR)]
+    assert ours([wrong], may_deflate=True) == []
+    assert ours([stream], may_deflate=True) == [("message", PING, b"amid"), ("violation", frames.PROTOCOL_ERROR)]
+
+
+def test_what_is_inflated_leaves_no_less_room_for_what_is_compressed() -> None:
+    """The library has 10 bytes left for the second fragment, though it inflates to nothing."""
+    data = packed(b"x" * 90)
+    stream = frame(TEXT, data + b"\x00\x00\xff\xff", rsv=RSV1, fin=False)
+    stream += frame(CONTINUATION, 2 * b"\x00\x00\x00\xff\xff" + packed(b""))
+    assert theirs([stream], 100, may_deflate=True) == [("violation", frames.MESSAGE_TOO_BIG)]
+    assert ours([stream], 100, may_deflate=True) == [("message", TEXT, b"x" * 90)]
+
+
+def gigabyte_of_zeros() -> bytes:
+    """1 GiB, compressed to a thousandth: the same block again and again."""
+    compressor = zlib.compressobj(9, wbits=-15)
+    block = compressor.compress(bytes(1 << 24)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return (64 * block).removesuffix(b"\x00\x00\xff\xff")
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("in_fragments", [False, True], ids=["whole", "in fragments"])
+def test_a_bomb_is_never_inflated(opcode: int, in_fragments: bool) -> None:
+    bomb = gigabyte_of_zeros()
+    max_bytes = 2 * len(bomb)  # so that all of it is received, and judged by what it grows to
+    parts = chunks(bomb, 10_000) if in_fragments else [bomb]
+    stream = [
+        frame(CONTINUATION if number else opcode, part, fin=number == len(parts) - 1, rsv=0 if number else RSV1)
+        for number, part in enumerate(parts)
+    ]
+    parser = Parser(max_bytes, may_deflate=True)
+    tracemalloc.start()
+    received = [outcome(one) for piece in stream for one in parser.feed(piece)]
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert received == [("violation", frames.MESSAGE_TOO_BIG)]
+    assert peak < 4 * max_bytes  # what came, what is inflated up to the bound, and copies of either
+    assert kept < 10_000
+
+
+def test_a_parser_keeps_nothing_of_what_it_has_inflated() -> None:
+    parsers = [Parser(MAX_BYTES, may_deflate=True) for _ in range(1000)]
+    message, first = frame(TEXT, packed(b"x" * 1000), rsv=RSV1), frame(TEXT, b"\xf2\x48", rsv=RSV1, fin=False)
+    tracemalloc.start()
+    for parser in parsers:
+        parser.feed(message)
+        parser.feed(message[:5])
+        parser.feed(message[5:])
+        assert parser.feed(first) == []
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept / len(parsers) < 200  # a fragment of two bytes, and no decompressor for it
+
+
+@st.composite
+def packed_messages(draw: st.DrawFn) -> bytes:
+    """The frames of one message, compressed in any way, perhaps with control frames between them."""
+    opcode = draw(st.sampled_from([TEXT, BINARY]))
+    data = packed(
+        draw(texts if opcode == TEXT and draw(st.integers(0, 9)) else payloads),
+        level=draw(st.integers(0, 9)),
+        bits=draw(st.integers(9, 15)),
+        last=draw(st.booleans()),
+        parts=draw(st.integers(1, 4)),
+    )
+    ends = sorted(draw(st.lists(st.integers(0, len(data)), max_size=3)))
+    parts = [data[start:end] for start, end in itertools.pairwise([0, *ends, len(data)])]
+    stream = frame(opcode, parts[0], fin=len(parts) == 1, rsv=RSV1, mask=draw(masks))
+    for number, part in enumerate(parts[1:], 2):
+        stream += b"".join(draw(st.lists(controls(), max_size=2)))
+        stream += frame(CONTINUATION, part, fin=number == len(parts), mask=draw(masks))
+    return stream
+
+
+mixed = st.lists(packed_messages() | messages() | controls(), max_size=6).map(b"".join)
+
+
+@given(st.data(), mixed, st.just(b"") | closes() | st.sampled_from(list(PACKED_VIOLATIONS.values())))
+@settings(deadline=None, max_examples=300)
+def test_random_compressed_conversations_are_judged_as_the_library_judges_them(
+    data: st.DataObject, stream: bytes, end: bytes
+) -> None:
+    mine, other = both(stream + end, may_deflate=True)
+    assert mine == other
+    assert ours(data.draw(cut(stream + end)), may_deflate=True) == mine
+
+
+@given(st.data(), payloads, st.integers(0, 9))
+@settings(deadline=None, max_examples=500)
+def test_damaged_compression_is_judged_as_the_library_judges_it(
+    data: st.DataObject, payload: bytes, level: int
+) -> None:
+    """It may still be inflated, to something else or to less: DEFLATE has no sum and needs no end."""
+    wrong = bytearray(packed(payload, level=level))
+    for _ in range(data.draw(st.integers(1, 3))):
+        wrong[data.draw(st.integers(0, len(wrong) - 1))] = data.draw(st.integers(0, 255))
+    wrong = wrong[: data.draw(st.integers(0, len(wrong)))]
+    stream = frame(data.draw(st.sampled_from([TEXT, BINARY])), bytes(wrong), rsv=RSV1)
+    mine, other = both(stream, may_deflate=True)
+    assert mine == other
+
+
+@given(st.lists(st.lists(st.text(max_size=100), min_size=1, max_size=4), max_size=5), st.integers(9, 15))
+@settings(deadline=None)
+def test_what_a_client_of_the_library_compresses_is_read(said: list[list[str]], bits: int) -> None:
+    client = Protocol(Side.CLIENT, state=OPEN)
+    client.extensions = [PerMessageDeflate(True, True, 12, bits)]
+    for parts in said:
+        client.send_text(parts[0].encode(), fin=len(parts) == 1)
+        for number, part in enumerate(parts[1:], 2):
+            client.send_ping(b"amid")
+            client.send_continuation(part.encode(), fin=number == len(parts))
+    heard = [one for one in ours(client.data_to_send(), may_deflate=True) if one[1] == TEXT]
+    assert heard == [("message", TEXT, "".join(parts).encode()) for parts in said]

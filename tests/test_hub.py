@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from broker.events import Carried
-from broker.filters import Filter
+from broker.filters import Filter, Narrow
 from broker.lines import Gap
 from broker.positions import Position
 from gateway import frames
@@ -35,6 +35,22 @@ class Member:
     @property
     def write(self) -> hubs.Write:
         return self.writes.append
+
+    @property
+    def count(self) -> hubs.Count | None:
+        return None
+
+
+class Counting(Member):
+    """Hears besides how much each write is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[int, int]] = []
+
+    @property
+    def count(self) -> hubs.Count | None:
+        return lambda events, size: self.heard.append((events, size))
 
 
 class Numbered:
@@ -80,10 +96,12 @@ def event(
     )
 
 
-def wanted(*workspaces: str, agents: Any = None, subjects: Any = None, types: Any = None) -> Filter:
+def wanted(
+    *workspaces: str, agents: Any = None, subjects: Any = None, types: Any = None, narrow: Narrow | None = None
+) -> Filter:
     parts = {"agents": agents, "subjects": subjects, "types": types}
     given = {name: None if values is None else frozenset(values) for name, values in parts.items()}
-    return Filter(workspaces=frozenset(workspaces or ["ws-1"]), **given)
+    return Filter(workspaces=frozenset(workspaces or ["ws-1"]), narrow=narrow, **given)
 
 
 def interest(*filters: Filter) -> Interest:
@@ -248,6 +266,263 @@ def test_when_something_went_out_last_is_known_of_each_member() -> None:
     assert hub.delivered_at(member) == NOW + 5
 
 
+def test_a_member_that_wants_to_know_hears_how_many_events_and_bytes_each_write_has() -> None:
+    hub, numbered, counting, other = Hub(), Numbered(speechless=frozenset({"agent.online"})), Counting(), Member()
+    for member in (counting, other):
+        hub.place(member, numbered.variant, ALL, NOW)
+    hub.dispatch([event(), event(kind="agent.online"), event()], NOW)
+    hub.dispatch([event("ws-2"), event(kind="agent.online")], NOW)
+    hub.dispatch([event()], NOW)
+    assert counting.heard == [(2, len(counting.writes[0])), (1, len(counting.writes[1]))]
+    assert other.writes == counting.writes
+
+
+def test_a_large_batch_is_counted_write_by_write() -> None:
+    hub, counting = Hub(), Counting()
+    hub.place(counting, VARIANTS["flat"], ALL, NOW)
+    hub.dispatch([event(data=b'{"output":"%s"}' % (b"x" * 1000)) for _ in range(400)], NOW)
+    assert [size for _, size in counting.heard] == [len(data) for data in counting.writes]
+    assert sum(events for events, _ in counting.heard) == 400
+
+
+def test_who_left_hears_of_no_more_writes() -> None:
+    hub, numbered, counting = Hub(), Numbered(), Counting()
+    hub.place(Member(), numbered.variant, ALL, NOW)
+    hub.place(counting, numbered.variant, ALL, NOW)
+    hub.hold(counting, numbered.variant, ALL, NOW)
+    hub.dispatch([event()], NOW)
+    hub.remove(counting)
+    hub.dispatch([event()], NOW)
+    assert counting.heard == []
+
+
+# -- filters that narrow
+
+ERROR, INFO = b'{"severity":"error"}', b'{"severity":"info"}'
+NARROW = Narrow(severities=frozenset({"error"}))
+
+
+@pytest.mark.parametrize("agents", [None, ["agent-1"]])
+def test_a_filter_that_asks_nothing_but_to_be_narrow_is_narrow(agents: Any) -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, interest(wanted(agents=agents, narrow=NARROW)), NOW)
+    fits, unconcerned = event(data=ERROR), event()
+    hub.dispatch([event(data=INFO), fits, unconcerned], NOW)
+    assert member.writes == [numbered.frames(fits, unconcerned)]
+
+
+def test_a_filter_that_is_not_narrow_wants_what_a_narrow_one_does_not() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, interest(wanted(narrow=NARROW), wanted(agents=["agent-2"])), NOW)
+    wide, fits = event(agent="agent-2", data=INFO), event(data=ERROR)
+    hub.dispatch([event(data=INFO), wide, fits], NOW)
+    assert member.writes == [numbered.frames(wide, fits)]
+
+
+def test_agents_that_are_left_out_are_left_out_of_all_others() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    without = Narrow(without_agents=frozenset({"agent-1"}))
+    hub.place(member, numbered.variant, interest(wanted(narrow=without)), NOW)
+    other, nobodys = event(agent="agent-2"), event(agent=None)
+    hub.dispatch([event(agent="agent-1"), other, nobodys], NOW)
+    assert member.writes == [numbered.frames(other, nobodys)]
+
+
+def test_data_is_not_read_where_nobody_asks_for_what_stands_in_it() -> None:
+    hub, numbered = Hub(), Numbered()
+    hub.place(Member(), numbered.variant, ALL, NOW)
+    hub.place(Member(), numbered.variant, interest(wanted(types=["agent.online"], narrow=NARROW)), NOW)
+    happened = event(data=ERROR)
+    hub.dispatch([happened], NOW)
+    assert list(happened.made) == [numbered.variant]
+
+
+# -- samples
+
+
+def test_of_what_is_sampled_a_member_takes_the_newest_when_it_is_time() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.sample(member, numbered.variant, ALL, NOW)
+    batches = [[event(), event()], [event()]]
+    for batch in batches:
+        hub.dispatch(batch, NOW)
+    assert member.writes == []
+    hub.take_sample(member, NOW)
+    assert member.writes == [numbered.frames(batches[-1][-1])]
+    assert numbered.encoded.total() == 1, "what nobody takes is not encoded"
+
+
+def test_nothing_is_taken_twice() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.take_sample(member, NOW)
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.take_sample(member, NOW)
+    hub.dispatch([first := event()], NOW)
+    hub.take_sample(member, NOW)
+    hub.take_sample(member, NOW)
+    hub.dispatch([second := event()], NOW)
+    hub.take_sample(member, NOW)
+    assert member.writes == [numbered.frames(first), numbered.frames(second)]
+
+
+def test_each_workspace_and_agent_has_a_newest_of_its_own() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.sample(member, numbered.variant, interest(wanted("ws-1", "ws-2")), NOW)
+    old, one, other, nobodys, elsewhere = (
+        event(agent="agent-1"),
+        event(agent="agent-2"),
+        event(agent="agent-1"),
+        event(agent=None),
+        event("ws-2", agent="agent-1"),
+    )
+    hub.dispatch([old, one, other, nobodys, elsewhere], NOW)
+    hub.take_sample(member, NOW)
+    assert member.writes == [numbered.frames(one, other, nobodys, elsewhere)]
+
+
+def test_members_of_one_sample_take_each_in_its_own_time_what_was_encoded_once() -> None:
+    hub, numbered, quick, slow = Hub(), Numbered(), Member(), Member()
+    for member in (quick, slow):
+        hub.sample(member, numbered.variant, ALL, NOW)
+    assert hub.groups == 1
+    events = [event() for _ in range(3)]
+    for happened in events:
+        hub.dispatch([happened], NOW)
+        hub.take_sample(quick, NOW)
+    hub.take_sample(slow, NOW)
+    assert quick.writes == [numbered.frames(happened) for happened in events]
+    assert slow.writes == [numbered.frames(events[-1])]
+    assert numbered.encoded == Counter({happened.id: 1 for happened in events})
+
+
+def test_who_comes_later_takes_nothing_from_before() -> None:
+    hub, numbered, member, newcomer = Hub(), Numbered(), Member(), Member()
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.dispatch([event()], NOW)
+    hub.sample(newcomer, numbered.variant, ALL, NOW)
+    hub.take_sample(newcomer, NOW)
+    assert newcomer.writes == []
+    hub.dispatch([happened := event()], NOW)
+    hub.take_sample(newcomer, NOW)
+    assert newcomer.writes == [numbered.frames(happened)]
+
+
+def test_a_sample_stands_beside_what_is_delivered_as_it_comes() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.place(member, numbered.variant, interest(wanted(types=["task.progress"])), NOW)
+    hub.sample(member, numbered.variant, interest(wanted(types=["agent.online"])), NOW)
+    sampled, live = [event(kind="agent.online") for _ in range(3)], event()
+    hub.dispatch([*sampled, live], NOW)
+    hub.take_sample(member, NOW)
+    assert member.writes == [numbered.frames(live), numbered.frames(sampled[-1])]
+    hub.place(member, numbered.variant, interest(), NOW)
+    hub.dispatch([event(), last := event(kind="agent.online")], NOW)
+    hub.take_sample(member, NOW)
+    assert member.writes[2:] == [numbered.frames(last)]
+
+
+def test_who_changes_what_is_sampled_or_leaves_takes_nothing_more_of_the_old() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.dispatch([event()], NOW)
+    hub.sample(member, numbered.variant, interest(wanted("ws-2")), NOW)
+    hub.take_sample(member, NOW)
+    hub.dispatch([event(), event("ws-2")], NOW)
+    hub.remove(member)
+    hub.take_sample(member, NOW)
+    assert member.writes == []
+    assert is_empty(hub)
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.sample(member, numbered.variant, interest(), NOW)
+    assert is_empty(hub)
+
+
+def test_who_asks_again_for_the_sample_that_it_has_still_takes_what_waits() -> None:
+    """A client that subscribes to something else besides is placed anew, and must not lose the newest by it."""
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.dispatch([happened := event()], NOW)
+    hub.sample(member, numbered.variant, ALL, NOW)
+    hub.take_sample(member, NOW)
+    hub.take_sample(member, NOW)
+    assert member.writes == [numbered.frames(happened)]
+
+
+def test_what_is_taken_is_counted() -> None:
+    hub, numbered, counting = Hub(), Numbered(), Counting()
+    hub.sample(counting, numbered.variant, ALL, NOW)
+    hub.dispatch([event(agent="agent-1"), event(agent="agent-2"), event(agent="agent-1")], NOW)
+    assert hub.deliveries["maxicore"].events == 0
+    hub.take_sample(counting, NOW)
+    [data] = counting.writes
+    assert counting.heard == [(2, len(data))]
+    assert (hub.deliveries["maxicore"].events, hub.deliveries["maxicore"].bytes) == (2, len(data))
+
+
+def test_a_sample_keeps_the_agents_it_has_heard_of_last() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    hub.sample(member, numbered.variant, ALL, NOW)
+    events = [event(agent=f"agent-{number}") for number in range(hubs.MAX_SAMPLED)]
+    again = event(agent="agent-0")
+    more = [event(agent=f"another-{number}") for number in range(2)]
+    hub.dispatch([*events, again, *more], NOW)
+    hub.take_sample(member, NOW)
+    assert b"".join(member.writes) == numbered.frames(*events[3:], again, *more)
+
+
+# -- taps
+
+
+def test_a_tap_is_handed_what_it_asks_for_as_it_is_until_it_is_ended() -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+    taken: list[list[Carried]] = []
+    end = hub.tap(numbered.variant, ALL, taken.append)
+    hub.place(member, numbered.variant, ALL, NOW)
+    first, second = [event(), event()], [event()]
+    hub.dispatch([*first, event("ws-2")], NOW)
+    hub.dispatch(second, NOW)
+    assert taken == [first, second]
+    assert member.writes == [numbered.frames(*first), numbered.frames(*second)]
+    end()
+    end()
+    hub.dispatch([event()], NOW)
+    assert len(taken) == 2
+    hub.remove(member)
+    assert is_empty(hub)
+
+
+def test_a_tap_has_nothing_encoded_and_delivers_nothing() -> None:
+    hub, numbered = Hub(), Numbered()
+    hub.tap(numbered.variant, ALL, lambda events: None)
+    hub.dispatch([event()], NOW)
+    assert numbered.encoded == {}
+    assert not any(deliveries.events for deliveries in hub.deliveries.values())
+
+
+def test_two_taps_of_one_interest_are_two() -> None:
+    hub, numbered = Hub(), Numbered()
+    taken: list[str] = []
+    end = hub.tap(numbered.variant, ALL, lambda events: taken.append("one"))
+    hub.tap(numbered.variant, ALL, lambda events: taken.append("other"))
+    hub.dispatch([event()], NOW)
+    end()
+    hub.dispatch([event()], NOW)
+    assert sorted(taken) == ["one", "other", "other"]
+
+
+def test_a_tap_that_fails_keeps_nobody_from_what_is_owed(caplog: pytest.LogCaptureFixture) -> None:
+    hub, numbered, member = Hub(), Numbered(), Member()
+
+    def fail(events: list[Carried]) -> None:
+        raise RuntimeError
+
+    hub.tap(numbered.variant, ALL, fail)
+    hub.place(member, numbered.variant, ALL, NOW)
+    hub.dispatch([happened := event()], NOW)
+    assert member.writes == [numbered.frames(happened)]
+    assert len(caplog.records) == 1
+
+
 # -- holding
 
 
@@ -339,13 +614,21 @@ def some_of(values: list[str]) -> st.SearchStrategy[frozenset[str] | None]:
     return st.none() | st.frozensets(st.sampled_from(values), min_size=1)
 
 
+narrows = st.builds(
+    Narrow,
+    without_agents=st.frozensets(st.sampled_from(AGENTS)),
+    severities=some_of(["info", "error"]),
+    components=some_of(["redis", "database"]),
+)
 filters = st.builds(
     Filter,
     workspaces=st.frozensets(st.sampled_from(WORKSPACES), min_size=1),
     agents=some_of([*AGENTS, ""]),
     subjects=some_of(TASKS),
     types=some_of(TYPES),
+    narrow=st.none() | narrows,
 )
+labels = [b"{}", ERROR, INFO, b'{"affected_components":["redis"]}', b'{"severity":"error","components":{"redis":""}}']
 interests = st.frozensets(filters, max_size=4)
 events = st.builds(
     event,
@@ -353,6 +636,7 @@ events = st.builds(
     st.sampled_from([*AGENTS, None]),
     st.sampled_from([*TASKS, None]),
     st.sampled_from(TYPES),
+    st.sampled_from(labels),
 )
 
 
@@ -385,7 +669,7 @@ def test_what_the_feed_must_bring_for_an_interest_covers_whatever_it_matches(som
 
 
 class HubAgainstModel(RuleBasedStateMachine):
-    """Members that come, change, wait and go in any order, against a list that is searched."""
+    """Members that come, change, wait, take samples and go in any order, against a list that is searched."""
 
     members = Bundle("members")
 
@@ -396,10 +680,12 @@ class HubAgainstModel(RuleBasedStateMachine):
         self.placed: dict[Member, tuple[str, Interest]] = {}
         self.held: dict[Member, tuple[hubs.Group, list[Carried]]] = {}
         self.owed: dict[Member, bytes] = {}
+        self.sampled: dict[Member, tuple[str, Interest, list[Carried]]] = {}
+        self.taps: list[tuple[Any, Interest, list[Carried], list[Carried]]] = []
 
-    @rule(target=members)
-    def come(self) -> Member:
-        return Member()
+    @rule(target=members, kind=st.sampled_from([Member, Counting]))
+    def come(self, kind: type[Member]) -> Member:
+        return kind()
 
     @rule(member=members, name=st.sampled_from(["both", "flat"]), some=interests)
     def place(self, member: Member, name: str, some: Interest) -> None:
@@ -413,11 +699,40 @@ class HubAgainstModel(RuleBasedStateMachine):
         self.placed[member] = (name, some)
         self.held[member] = (group, [])
 
+    @rule(member=members, name=st.sampled_from(["both", "flat"]), some=interests)
+    def sample(self, member: Member, name: str, some: Interest) -> None:
+        if self.sampled.pop(member, ())[:2] == (name, some):
+            some = interest()
+        self.hub.sample(member, self.numbered[name].variant, some, NOW)
+        if some:
+            self.sampled[member] = (name, some, [])
+
+    @rule(member=members)
+    def take_sample(self, member: Member) -> None:
+        self.hub.take_sample(member, NOW)
+        if member in self.sampled:
+            name, _, waiting = self.sampled[member]
+            newest = {(it.workspace_id, it.agent_id): it for it in waiting}
+            taken = self.numbered[name].frames(*(it for it in waiting if it in newest.values()))
+            self.owed[member] = self.owed.get(member, b"") + taken
+            waiting.clear()
+
+    @rule(some=interests)
+    def tap(self, some: Interest) -> None:
+        taken: list[Carried] = []
+        self.taps.append((self.hub.tap(self.numbered["both"].variant, some, taken.extend), some, taken, []))
+
+    @rule()
+    def end_a_tap(self) -> None:
+        if self.taps:
+            self.taps.pop(0)[0]()
+
     @rule(member=members)
     def remove(self, member: Member) -> None:
         self.hub.remove(member)
         self.placed.pop(member, None)
         self.held.pop(member, None)
+        self.sampled.pop(member, None)
 
     @rule(batch=st.lists(events, max_size=5))
     def dispatch(self, batch: list[Carried]) -> None:
@@ -428,21 +743,32 @@ class HubAgainstModel(RuleBasedStateMachine):
                 self.held[member][1].extend(matched)
             else:
                 self.owed[member] = self.owed.get(member, b"") + self.numbered[name].frames(*matched)
+        for _, some, waiting in self.sampled.values():
+            waiting.extend(it for it in batch if any(wanted.matches(it) for wanted in some))
+        for _, some, _, expected in self.taps:
+            expected.extend(it for it in batch if any(wanted.matches(it) for wanted in some))
 
     @rule()
     def all_leave(self) -> None:
-        for member in list(self.placed):
+        for member in [*self.placed, *self.sampled]:
             self.remove(member)
+        while self.taps:
+            self.end_a_tap()
         assert is_empty(self.hub)
 
     @invariant()
     def everybody_has_what_is_owed(self) -> None:
         for member, owed in self.owed.items():
             assert b"".join(member.writes) == owed
+            if isinstance(member, Counting):
+                assert [size for _, size in member.heard] == [len(data) for data in member.writes]
+        for _, _, taken, expected in self.taps:
+            assert taken == expected
         for group, kept in self.held.values():
             assert group.held == kept
         live = {(name, some) for member, (name, some) in self.placed.items() if some and member not in self.held}
-        assert self.hub.groups == len(live) + len(self.held)
+        samples = {(name, some) for name, some, _ in self.sampled.values()}
+        assert self.hub.groups == len(live) + len(self.held) + len(samples) + len(self.taps)
 
 
 TestHubAgainstModel = HubAgainstModel.TestCase

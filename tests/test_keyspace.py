@@ -21,6 +21,20 @@ KINDS: dict[str, Callable[[str, str], str]] = {
     "producer:{workspace}:<producer>": KEYS.producer,
     "events:{workspace}": lambda workspace, _: KEYS.channel(workspace),
     "events:{workspace}:<agent>": KEYS.channel,
+    "commands:{workspace}:<agent>": KEYS.commands,
+    "waiting:{workspace}": lambda workspace, _: KEYS.waiting(workspace),
+    "presence:{workspace}:<agent>": KEYS.presence,
+    "election:{workspace}": lambda workspace, _: KEYS.election(workspace),
+    "alerts:{workspace}": lambda workspace, _: KEYS.alerts(workspace),
+}
+
+# And those of the whole fleet, by what is in them.
+FLEET: dict[str, Callable[[str], str]] = {
+    "connections:{limits}:<holder>": KEYS.connections,
+    "admissions:{limits}:<holder>": KEYS.admissions,
+    "messages:{holder}": KEYS.messages,
+    "replies:{node}": KEYS.replies,
+    "nodes": lambda _: KEYS.nodes,
 }
 
 ids = st.text(min_size=1, max_size=255).filter(str.isprintable) | st.text("{}:*-a", min_size=1, max_size=6)
@@ -28,14 +42,17 @@ workspaces = ids.filter(lambda name: not set("{}") & set(name))
 
 
 def test_the_table_lists_every_name_and_the_names_are_what_it_lists() -> None:
-    assert [row.name for row in TABLE] == list(KINDS)
+    assert {row.name for row in TABLE} == KINDS.keys() | FLEET.keys()
+    assert len(TABLE) == len(KINDS) + len(FLEET)
+    for pattern, fleet_name in FLEET.items():
+        assert fleet_name("x") == "trunkline:" + re.sub("<holder>|(?<={)(holder|node)(?=})", "x", pattern)
     for pattern, name in KINDS.items():
         expected = "trunkline:" + pattern.replace("workspace}", "ws-1}").replace("<agent>", "a").replace(
             "<producer>", "a"
         )
         assert name("ws-1", "a") == expected
     for row in TABLE:
-        assert row.type in ("stream", "hash", "channel")
+        assert row.type in ("stream", "hash", "channel", "string", "set", "sorted set")
         assert row.holds
         assert row.writer
         assert row.lifetime or row.type == "channel"
@@ -50,6 +67,12 @@ def test_two_names_are_equal_only_when_all_they_say_is(one: str, other: str, a: 
             for inner in (a, b):
                 said = (pattern, workspace, inner) if "<" in pattern else (pattern, workspace)
                 assert named.setdefault(name(workspace, inner), said) == said
+
+
+@given(ids)
+@settings(deadline=None)
+def test_what_one_script_limits_connections_by_lies_in_one_slot(holder: str) -> None:
+    assert key_slot(KEYS.connections(holder).encode()) == key_slot(KEYS.admissions("anybody").encode())
 
 
 @given(workspaces, ids)

@@ -13,19 +13,30 @@ PURE = [
     "broker.catalog",
     "broker.errors",
     "broker.events",
+    "broker.commands.exchange",
     "broker.filters",
     "broker.keyspace",
     "broker.positions",
+    "gateway.addresses",
+    "gateway.vitals.alerts",
+    "gateway.buffer",
     "gateway.clock",
+    "gateway.deflate",
     "gateway.dialects",
     "gateway.dialects.base",
+    "gateway.dialects.freeagentics",
     "gateway.dialects.maxicore",
+    "gateway.dialects.reading",
+    "gateway.vitals.figures",
     "gateway.frames",
     "gateway.hub",
+    "gateway.limits",
     "gateway.messages",
+    "gateway.vitals.meter",
     "gateway.reasons",
     "gateway.session",
     "gateway.settings",
+    "gateway.subscriptions",
 ]
 WAITING = {"asyncio", "uvloop", "anyio", "redis", "hiredis", "socket", "selectors", "threading", "uvicorn", "starlette"}
 
@@ -103,7 +114,7 @@ def test_what_is_pure_has_no_clock_of_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("gateway.dialects.")])
 def test_a_dialect_knows_words_and_nothing_that_acts(name: str) -> None:
-    known = {"gateway.messages", "gateway.reasons", "gateway.dialects", "gateway.frames"}
+    known = {"gateway." + name for name in ("messages", "reasons", "dialects", "frames", "limits", "subscriptions")}
     inside = {imported for imported in imports(name) if imported in MODULES and top(imported) == "gateway"}
     assert all(imported in known or imported.startswith("gateway.dialects.") for imported in inside - {"gateway"})
 

@@ -1,8 +1,8 @@
 """Dialects: how one kind of client speaks. Each is one file and one line in `ALL`."""
 
-from . import maxicore
+from . import freeagentics, maxicore
 from .base import Dialect, Variant
 
-ALL: tuple[Dialect, ...] = (maxicore.MAXICORE,)
+ALL: tuple[Dialect, ...] = (maxicore.MAXICORE, freeagentics.FREEAGENTICS)
 
 __all__ = ["ALL", "Dialect", "Variant"]

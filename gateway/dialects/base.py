@@ -7,7 +7,10 @@ import msgspec
 
 from broker.events import Carried
 
+from .. import frames
+from ..limits import Limits
 from ..messages import Notice, Request
+from ..subscriptions import Subscriptions
 
 # The words of one event, or None where the dialect has none for it.
 Encode = Callable[[Carried], bytes | None]
@@ -19,25 +22,23 @@ class Variant(msgspec.Struct, frozen=True, eq=False):
     dialect: str
     name: str
     encode: Encode
-
-
-class Limits(NamedTuple):
-    """What the document promises, or how we read it."""
-
-    max_message_bytes: int
-    max_subscriptions: int
-    max_filter_values: int = 2000  # ids in all subscriptions of a connection together
-    max_errors_in_row: int = 10
-    max_pings_unanswered: int = 3
+    frame: Callable[[bytes], bytes] = frames.text
 
 
 class Dialect(NamedTuple):
-    """`decode` raises `Refused` for what is not one of its messages; `say` answers None where it has no words."""
+    """`decode` raises `Refused` for what is not one of its messages; `say` answers None where it has no words.
+
+    `limits` are by profile. A client that brings no token may give it as its first message where that is `token_later`.
+    `deflated` is the variant of who has switched compression on; None: the dialect has no word to switch it.
+    """
 
     name: str
     path: str
-    limits: Limits
+    limits: Mapping[str, Limits]
     variants: Mapping[str, Variant]
     choose: Callable[[Mapping[str, str]], str]  # the query → the name of a variant; raises Refused
     decode: Callable[[str], Request]
-    say: Callable[[Notice], bytes | None]
+    say: Callable[[Notice, float], bytes | None]  # and the time, Unix seconds
+    subscriptions: Callable[[Limits], Subscriptions]
+    token_later: bool = False
+    deflated: Variant | None = None

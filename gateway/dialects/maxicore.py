@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import msgspec
 
 from broker.catalog import CATALOG
-from broker.errors import Invalid
 from broker.events import Carried
-from broker.keyspace import check_id
 
+from ..limits import Limits
 from ..messages import (
     Asked,
     Authenticate,
@@ -25,23 +24,24 @@ from ..messages import (
     PingSent,
     Pong,
     PongSent,
+    Refused,
     Request,
     Subscribe,
     Unsubscribe,
 )
-from ..reasons import INVALID_MESSAGE, Refused
-from .base import Dialect, Limits, Variant
+from ..reasons import INVALID_MESSAGE
+from ..subscriptions import ByFilter
+from .base import Dialect, Variant
+from .reading import MAX_VALUES, ids, read
 
 TYPES = frozenset(name for name, kind in CATALOG.items() if kind.dialect == "maxicore")
 
-# "Too many simultaneous subscriptions (> 100)" end the connection.
-LIMITS = Limits(max_message_bytes=64 * 1024, max_subscriptions=100)
-
-_MAX_VALUES = 1000
+# "Too many simultaneous subscriptions (> 100)" end the connection, and so do 30 minutes in which nothing happens.
+LIMITS = Limits(max_message_bytes=64 * 1024, max_subscriptions=100, may_idle=False)
 
 # -- what a client says
 
-Ids = str | Annotated[list[str], msgspec.Meta(max_length=_MAX_VALUES)] | None
+Ids = str | Annotated[list[str], msgspec.Meta(max_length=MAX_VALUES)] | None
 
 
 class _Filters(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,14 +77,7 @@ _decoder = msgspec.json.Decoder(_Auth | _Subscribe | _Unsubscribe | _Ping | _Pon
 
 def decode(text: str) -> Request:
     """A client's message. Raises `Refused` with the path of what is wrong."""
-    try:
-        message = _decoder.decode(text)
-    except RecursionError:
-        raise Refused(INVALID_MESSAGE, "nested too deeply") from None
-    except msgspec.ValidationError as error:
-        raise Refused(INVALID_MESSAGE, _explain(str(error))) from None
-    except (msgspec.DecodeError, ValueError):
-        raise Refused(INVALID_MESSAGE, "not JSON") from None
+    message = read(_decoder, text, ("auth", "subscribe", "unsubscribe", "ping", "pong"))
     match message:
         case _Auth(token):
             return Authenticate(token)
@@ -101,39 +94,16 @@ def decode(text: str) -> Request:
 def _asked(filters: _Filters | None) -> Asked:
     if filters is None:
         return Asked()
-    types = _values(filters.event_types, "event_types")
+    types = ids(filters.event_types, "$.filters.event_types")
     if types is not None and not types <= TYPES:
         # What was given is not repeated: it might be anything, a token too.
         raise Refused(INVALID_MESSAGE, f"$.filters.event_types: expected some of {', '.join(sorted(TYPES))}")
     return Asked(
-        workspaces=_values(filters.workspace_id, "workspace_id"),
-        agents=_values(filters.agent_id, "agent_id"),
-        subjects=_values(filters.task_id, "task_id"),
+        workspaces=ids(filters.workspace_id, "$.filters.workspace_id"),
+        agents=ids(filters.agent_id, "$.filters.agent_id"),
+        subjects=ids(filters.task_id, "$.filters.task_id"),
         types=types,
     )
-
-
-def _values(given: str | list[str] | None, name: str) -> frozenset[str] | None:
-    if given is None:
-        return None
-    values = frozenset((given,) if isinstance(given, str) else given)
-    if not values:
-        raise Refused(INVALID_MESSAGE, f"$.filters.{name}: expected at least one value, or no such filter")
-    for value in values:
-        try:
-            check_id(value, f"$.filters.{name}")
-        except Invalid as error:
-            raise Refused(INVALID_MESSAGE, str(error)) from None
-    return values
-
-
-def _explain(error: str) -> str:
-    """msgspec's words, with the path first and the message types by name, and nothing that the client said."""
-    text, _, path = error.partition(" - at ")
-    path = path.strip("`") or "$"
-    if path == "$.type" or "missing required field `type`" in text:
-        return "$.type: expected one of auth, subscribe, unsubscribe, ping, pong"
-    return f"{path}: {text[:1].lower()}{text[1:].replace('`', '')}"
 
 
 # -- what a client hears
@@ -194,17 +164,20 @@ def choose(query: Mapping[str, str]) -> str:
     return name
 
 
-def say(notice: Notice) -> bytes | None:
+def say(notice: Notice, now: float) -> bytes | None:
+    """Success is silent; so are greetings and farewells."""
     message: dict[str, Any]
     match notice:
         case Error(reason, detail):
             message = {"type": "error", "error": {"code": reason.code, "message": detail}}
         case PingSent(complete):
             message = {"type": "ping"} | ({"event_id": complete} if complete else {})
-        case PongSent(complete):
+        case PongSent(_, complete):
             message = {"type": "pong"} | ({"event_id": complete} if complete else {})
         case GapSaid(workspace, since, oldest):
             message = {"type": "resume.gap", "workspace_id": workspace, "since": since, "oldest": oldest}
+        case _:
+            return None
     return _encode(message)
 
 
@@ -216,9 +189,11 @@ VARIANTS = {
 MAXICORE = Dialect(
     name="maxicore",
     path="/v2/ws",
-    limits=LIMITS,
+    limits={"production": LIMITS, "development": LIMITS},
     variants=VARIANTS,
     choose=choose,
     decode=decode,
     say=say,
+    subscriptions=ByFilter,
+    token_later=True,
 )

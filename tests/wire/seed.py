@@ -1,8 +1,4 @@
-"""The code blocks of the MaxiCore document, cut out of it as they stand.
-
-The document has no fences: a block begins after a line that only names its language and ends before the empty line
-that ends a JSON value, or that stands before prose (which begins with a capital letter; code does not).
-"""
+"""The code blocks of the protocol documents, cut out of them as they stand."""
 
 from functools import cache
 
@@ -19,23 +15,44 @@ def missing(what: str) -> None:
 
 
 @cache
-def _lines() -> list[str]:
-    found = sorted(SHARED.glob("seeds/000_*.txt"))
+def _found(document: str) -> list[str]:
+    found = sorted(SHARED.glob(f"seeds/{document}_*.txt"))
     return found[0].read_text(encoding="utf-8").splitlines() if found else []
 
 
-def block(heading: str, language: str, number: int = 1) -> str:
-    """The `number`th block of `language` after the line `heading`. Skips the test where the document is not there."""
-    lines = _lines()
+def _lines(document: str) -> list[str]:
+    """The lines of a document. Skips the test where it is not there."""
+    lines = _found(document)
     if not lines:
         missing(f"the protocol documents are not beside this checkout ({SHARED.name}/seeds)")
-    at = lines.index(heading)
-    for _ in range(number):
-        at = lines.index(language, at + 1)
-    end = at + 1
+    return lines
+
+
+def block(heading: str, language: str, number: int = 1) -> str:
+    """The `number`th block of `language` after the line `heading` of the MaxiCore document.
+
+    It has no fences: a block begins after a line that only names its language and ends before the empty line that ends
+    a JSON value, or that stands before prose (which begins with a capital letter; code does not).
+    """
+    lines = _lines("000")
+    start = end = _start(lines, heading, language, number)
     while end < len(lines) and not _ends(lines, end, language):
         end += 1
-    return "\n".join(lines[at + 1 : end])
+    return "\n".join(lines[start:end])
+
+
+def fenced(heading: str, language: str = "javascript") -> str:
+    """The first fenced block of `language` after the line `heading` of the FreeAgentics document."""
+    lines = _lines("003")
+    start = _start(lines, heading, f"```{language}")
+    return "\n".join(lines[start : lines.index("```", start)])
+
+
+def _start(lines: list[str], heading: str, mark: str, number: int = 1) -> int:
+    at = lines.index(heading)
+    for _ in range(number):
+        at = lines.index(mark, at + 1)
+    return at + 1
 
 
 def _ends(lines: list[str], at: int, language: str) -> bool:

@@ -5,14 +5,8 @@ socket is open, until the test says so. Skipped where the document, Node or its 
 there.
 """
 
-import asyncio
 import contextlib
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,8 @@ import pytest
 from ..support import Node, token
 from . import examples
 from .helpers import Stage, as_event, steps
-from .seed import block, missing
+from .javascript import Script, running
+from .seed import block
 
 pytestmark = pytest.mark.anyio
 pytest_plugins = ["tests.wire.fixtures"]
@@ -31,107 +26,19 @@ OPENED = "await opened(ws);"
 TOLD = "await told();"
 FOLLOW = "follow(ws);"
 
-
-@cache
-def package_folders() -> str | None:
-    """NODE_PATH with which Node finds `ws`; None when there is none."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None:
-        return None
-    folders = [os.environ.get("NODE_PATH", ""), "/usr/share/nodejs"]
-    if npm is not None:
-        for scope in ((), ("--global",)):
-            answer = subprocess.run(
-                [npm, "root", *scope], cwd=PRELUDE.parent, capture_output=True, text=True, check=False
-            )
-            folders.append(answer.stdout.strip())
-    path = os.pathsep.join(folder for folder in folders if folder)
-    found = subprocess.run([node, "-e", "require('ws')"], env={"NODE_PATH": path}, capture_output=True, check=False)
-    return path if found.returncode == 0 else None
-
-
-class Script:
-    """A script in Node: what it printed, sent and was sent so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.console: list[str] = []
-        self.reports: dict[str, list[Any]] = {"opened": [], "sent": [], "received": [], "pinged": [], "closed": []}
-
-    async def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        await self.process.stdin.drain()
-
-    async def until(self, what: str, count: int = 1, seconds: float = 15.0) -> list[Any]:
-        """All of `what`, once there are `count`."""
-        async with asyncio.timeout(seconds):
-            while len(self.reports[what]) < count:
-                await self._read_line()
-        return self.reports[what]
-
-    async def synchronise(self) -> list[dict[str, Any]]:
-        """What the script was sent up to now but heartbeats: the answer to a ping of ours has come."""
-        await self.until("opened")
-        received = self.reports["received"]
-        pongs = sum(message["type"] == "pong" for message in received)
-        await self.tell('{"type":"ping"}')
-        async with asyncio.timeout(10):
-            while sum(message["type"] == "pong" for message in received) == pongs:
-                await self._read_line()
-        return [message for message in received if message["type"] not in ("ping", "pong")]
-
-    async def finish(self) -> list[str]:
-        """Close the socket, let the script end by itself; all that it printed on its console."""
-        await self.tell("close")
-        async with asyncio.timeout(10):
-            with contextlib.suppress(EOFError):
-                while True:
-                    await self._read_line()
-            assert await self.process.wait() == 0, self.console
-        return self.console
-
-    async def _read_line(self) -> None:
-        assert self.process.stdout is not None
-        line = (await self.process.stdout.readline()).decode()
-        if not line:
-            raise EOFError(f"the script ended:\n{chr(10).join(self.console)}")
-        if line.startswith("@"):
-            [(what, value)] = json.loads(line[1:]).items()
-            self.reports[what].append(value)
-        else:
-            self.console.append(line.rstrip("\n"))
-
-
 Run = Callable[..., contextlib.AbstractAsyncContextManager[Script]]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run these pieces of JavaScript, behind the prelude, against a node."""
-    path = package_folders()
-    if path is None:
-        missing("Node with its `ws` package is not installed (NODE_PATH may say where `ws` is)")
 
     @contextlib.asynccontextmanager
     async def run(node: Node, *pieces: str, workspace: str = "ws-456") -> AsyncIterator[Script]:
-        script = tmp_path / f"script-{len(list(tmp_path.iterdir()))}.mjs"
-        script.write_text("\n".join([f"import '{PRELUDE.as_uri()}';", *pieces]), encoding="utf-8")
-        environment = {"NODE_PATH": str(path), "NODE_UNDER_TEST": node.ws(""), "TOKEN": token(workspace)}
-        process = await asyncio.create_subprocess_exec(
-            shutil.which("node") or "node",
-            str(script),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-        )
-        try:
-            yield Script(process)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+        text = "\n".join([f"import '{PRELUDE.as_uri()}';", *pieces])
+        path = tmp_path / f"script-{len(list(tmp_path.iterdir()))}.mjs"
+        async with running(text, path, NODE_UNDER_TEST=node.ws(""), TOKEN=token(workspace)) as script:
+            yield script
 
     return run
 
