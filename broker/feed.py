@@ -123,6 +123,7 @@ class Feed:
                 self._leaving.append(line)
         for name in {name for name, _ in wants}:
             self._ask_to_turn(self._workspaces[name])
+            self._wake(self._workspaces[name])
 
     def is_held(self, name: str) -> bool:
         """True while events of the workspace wait behind a hole."""
@@ -426,7 +427,8 @@ class Feed:
         for agents, future in waiters:
             if future.done():
                 continue  # whoever waited has gone
-            if workspace.serves(agents):
+            # What nobody wants any more may never be joined: who waited for it has changed its mind.
+            if workspace.serves(agents) or any(not workspace.wants[agent] for agent in agents):
                 future.set_result(None)
             else:
                 workspace.waiters.append((agents, future))

@@ -15,7 +15,7 @@ from . import frames, places
 from .auth import Claims, Denied, UnknownKey, bearer, check_fingerprint, digest
 from .buffer import Buffer
 from .dialects import Dialect, Variant
-from .hub import Count, Write, agents_of, vital, wants
+from .hub import Count, Write, agents_of, vital, wants, within
 from .limits import MINUTE, UNLIMITED, Limits
 from .messages import (
     Action,
@@ -87,6 +87,7 @@ class Connection:
     __slots__ = (
         "_address",
         "_buffer",
+        "_changes",
         "_denied_for",
         "_fingerprint",
         "_is_gone",
@@ -124,6 +125,7 @@ class Connection:
         self._lease: str | None = None
         self._pending: deque[str] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._changes = 0  # of what is delivered, that are under way
         self._is_gone = False
         self._denied_for = ""
         self.wheel_tick = -1
@@ -367,14 +369,22 @@ class Connection:
         if follow.since is not None:
             if follow.said is not None:
                 self._say(follow.said)  # without a position: it is complete after the replay
-            self._wait(self._node.replays.resume(self, self._variant, follow, joined))
-        elif joined is not None:
+            self._changes += 1
+            self._wait(self._resume(follow, joined))
+        elif joined is not None or self._changes:
+            self._changes += 1
             self._wait(self._follow_later(follow, joined))
         else:
             self._follow_now(follow)
 
-    async def _follow_later(self, follow: Follow, joined: "asyncio.Future[None]") -> None:
-        await joined
+    async def _resume(self, follow: Follow, joined: "asyncio.Future[None] | None") -> None:
+        await self._node.replays.resume(self, self._variant, follow, joined)
+        self._changes -= 1
+
+    async def _follow_later(self, follow: Follow, joined: "asyncio.Future[None] | None") -> None:
+        if joined is not None:
+            await joined
+        self._changes -= 1
         self._follow_now(follow)
 
     def _follow_now(self, follow: Follow) -> None:
@@ -383,11 +393,13 @@ class Connection:
             self._tell(follow.said)
 
     def place(self, interest: Interest) -> None:
-        """From now on this is what is delivered."""
-        if not self._is_gone:
-            self.interest = interest
-            self._node.hub.place(self, self._variant, interest, self._node.now())
-            self._node.hub.sample(self, self._variant, self._sampled, self._node.now())
+        """From now on this is what is delivered, as far as its token (a newer one, perhaps) goes."""
+        claims = self.session.claims
+        if self._is_gone or claims is None:
+            return
+        self.interest = within(interest, claims.workspaces)
+        self._node.hub.place(self, self._variant, self.interest, self._node.now())
+        self._node.hub.sample(self, self._variant, within(self._sampled, claims.workspaces), self._node.now())
 
     def _watch(self, workspaces: frozenset[str]) -> None:
         """Whose figures it wants to see: somebody has to compute them."""
@@ -418,7 +430,7 @@ class Connection:
     def _complete(self) -> Complete:
         """Up to where this connection has all it asked for: one position, or one for each workspace of its token."""
         claims = self.session.claims
-        if claims is None or not self.interest or self.is_waiting:
+        if claims is None or not self.interest or self._changes:
             return None  # while something is under way nobody can say
         positions: dict[str, str] = {}
         for workspace in {workspace for wanted in self.interest for workspace in wanted.workspaces}:
@@ -489,6 +501,10 @@ class Connection:
     def is_full(self) -> bool:
         """True when a replay should let it drain first."""
         return self._wire.backlog > self._node.settings.max_backlog_bytes // 4
+
+    def may_see(self, workspace: str) -> bool:
+        """True when its token, the newest one, names the workspace."""
+        return self.session.claims is not None and workspace in self.session.claims.workspaces
 
     @property
     def is_gone(self) -> bool:

@@ -14,6 +14,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from broker.events import Carried
 from broker.filters import Filter
 from broker.lines import Gap, Want
@@ -35,9 +37,6 @@ MAX_HELD_BYTES = 4 * 1024 * 1024
 
 # Events about a workspace as a whole.
 VITAL = frozenset({"metrics_update", "performance_alert"})
-
-# Agents of which a sample keeps the newest event.
-MAX_SAMPLED = 1000
 
 
 class Member(Protocol):
@@ -110,7 +109,7 @@ class Group:
 
 
 class Sample(Group):
-    """Members that take the newest of what they want, each in its own time."""
+    """Members that take the newest event of each workspace that they want, each in its own time."""
 
     __slots__ = ("_newest", "number", "taken")
 
@@ -118,17 +117,13 @@ class Sample(Group):
         super().__init__(key, variant, interest, deliveries, now)
         self.number = 0  # of the newest event
         self.taken: dict[Member, int] = {}
-        self._newest: dict[tuple[str, str | None], tuple[int, Carried]] = {}
+        self._newest: dict[str, tuple[int, Carried]] = {}
 
     def deliver(self, events: list[Carried], now: float) -> None:
-        """Keep the newest of each workspace and agent, the ones that were heard of last."""
         for event in events:
             self.number += 1
-            whose = (event.workspace_id, event.agent_id)
-            self._newest.pop(whose, None)
-            self._newest[whose] = self.number, event
-        while len(self._newest) > MAX_SAMPLED:
-            del self._newest[next(iter(self._newest))]
+            self._newest.pop(event.workspace_id, None)  # the order is that of their arrival
+            self._newest[event.workspace_id] = self.number, event
 
     def take(self, member: Member, now: float) -> None:
         """Write to `member` what is newer than what it took last."""
@@ -420,6 +415,14 @@ def wants(interest: Interest) -> frozenset[Want]:
         for workspace in wanted.workspaces
         for agent in ((None,) if wanted.agents is None else wanted.agents)
     )
+
+
+def within(interest: Interest, workspaces: frozenset[str]) -> Interest:
+    """What of `interest` lies in `workspaces`."""
+    if all(wanted.workspaces <= workspaces for wanted in interest):
+        return interest
+    narrowed = (msgspec.structs.replace(each, workspaces=each.workspaces & workspaces) for each in interest)
+    return frozenset(each for each in narrowed if each.workspaces)
 
 
 def vital(interest: Interest) -> frozenset[str]:

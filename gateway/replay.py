@@ -76,7 +76,8 @@ class Resume:
             self.on_entry.add(workspace)
 
     def write(self, events: list[Carried]) -> None:
-        """Write events to this client, and count them."""
+        """Write events to this client, as far as its token still goes, and count them."""
+        events = [event for event in events if self.connection.may_see(event.workspace_id)]
         deliveries = self.group.deliveries
         for count, data in frames_of(events, self.variant):
             self.connection.write(data)

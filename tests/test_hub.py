@@ -365,19 +365,13 @@ def test_nothing_is_taken_twice() -> None:
     assert member.writes == [numbered.frames(first), numbered.frames(second)]
 
 
-def test_each_workspace_and_agent_has_a_newest_of_its_own() -> None:
+def test_each_workspace_has_a_newest_of_its_own_whoever_it_is_from() -> None:
     hub, numbered, member = Hub(), Numbered(), Member()
     hub.sample(member, numbered.variant, interest(wanted("ws-1", "ws-2")), NOW)
-    old, one, other, nobodys, elsewhere = (
-        event(agent="agent-1"),
-        event(agent="agent-2"),
-        event(agent="agent-1"),
-        event(agent=None),
-        event("ws-2", agent="agent-1"),
-    )
-    hub.dispatch([old, one, other, nobodys, elsewhere], NOW)
+    old, elsewhere, nobodys, newest = event(), event("ws-2"), event(agent=None), event(agent="agent-2")
+    hub.dispatch([old, elsewhere, nobodys, newest], NOW)
     hub.take_sample(member, NOW)
-    assert member.writes == [numbered.frames(one, other, nobodys, elsewhere)]
+    assert member.writes == [numbered.frames(elsewhere, newest)]
 
 
 def test_members_of_one_sample_take_each_in_its_own_time_what_was_encoded_once() -> None:
@@ -450,24 +444,13 @@ def test_who_asks_again_for_the_sample_that_it_has_still_takes_what_waits() -> N
 
 def test_what_is_taken_is_counted() -> None:
     hub, numbered, counting = Hub(), Numbered(), Counting()
-    hub.sample(counting, numbered.variant, ALL, NOW)
-    hub.dispatch([event(agent="agent-1"), event(agent="agent-2"), event(agent="agent-1")], NOW)
+    hub.sample(counting, numbered.variant, interest(wanted("ws-1", "ws-2")), NOW)
+    hub.dispatch([event(), event("ws-2"), event()], NOW)
     assert hub.deliveries["maxicore"].events == 0
     hub.take_sample(counting, NOW)
     [data] = counting.writes
     assert counting.heard == [(2, len(data))]
     assert (hub.deliveries["maxicore"].events, hub.deliveries["maxicore"].bytes) == (2, len(data))
-
-
-def test_a_sample_keeps_the_agents_it_has_heard_of_last() -> None:
-    hub, numbered, member = Hub(), Numbered(), Member()
-    hub.sample(member, numbered.variant, ALL, NOW)
-    events = [event(agent=f"agent-{number}") for number in range(hubs.MAX_SAMPLED)]
-    again = event(agent="agent-0")
-    more = [event(agent=f"another-{number}") for number in range(2)]
-    hub.dispatch([*events, again, *more], NOW)
-    hub.take_sample(member, NOW)
-    assert b"".join(member.writes) == numbered.frames(*events[3:], again, *more)
 
 
 # -- taps
@@ -712,7 +695,7 @@ class HubAgainstModel(RuleBasedStateMachine):
         self.hub.take_sample(member, NOW)
         if member in self.sampled:
             name, _, waiting = self.sampled[member]
-            newest = {(it.workspace_id, it.agent_id): it for it in waiting}
+            newest = {it.workspace_id: it for it in waiting}
             taken = self.numbered[name].frames(*(it for it in waiting if it in newest.values()))
             self.owed[member] = self.owed.get(member, b"") + taken
             waiting.clear()
