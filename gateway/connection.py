@@ -527,12 +527,15 @@ class Connection:
     def lost(self, code: int) -> None:
         """The socket is closed."""
         self.leave()
+        # Whom a restart of ours sends away may come back at once.
+        self.give_back(refund=self._node.is_draining and code == frames.SERVICE_RESTART)
+        self._node.disconnected(self, code)
+
+    def give_back(self, *, refund: bool = False) -> None:
+        """Its place is another's, and with `refund` its admission too. To do so again changes nothing."""
         if self._lease is not None:
-            # Whom a restart of ours sends away may come back at once.
-            refund = self._node.is_draining and code == frames.SERVICE_RESTART
             self._node.leased.pop(self._lease, None)
             self._node.leases.release(self._lease, refund=refund)
-        self._node.disconnected(self, code)
 
 
 def _request_id() -> str:

@@ -44,6 +44,8 @@ logger = logging.getLogger("trunkline.node")
 
 REDIS_CHECK_SECONDS = 1.0
 REJECTED_LOG_SECONDS = 1.0
+# A leaving node's connections are closed so long after their places are given back: Redis has heard of it by then.
+GIVE_BACK_SECONDS = 0.1
 LOOP_LAG_TICKS = int(15 / TICK_SECONDS)
 _VERSION = re.compile(r"v?(\d{1,2})(?:[.+-][0-9A-Za-z.+-]{0,30})?", re.ASCII)
 KNOWN_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013})
@@ -264,7 +266,9 @@ class Node(Taker):
             at = started + window * (number + random.random()) / len(leaving) - self.now()  # noqa: S311
             if at > 0:
                 await asyncio.sleep(at)
-            connection.close(GOING_AWAY)
+            # Before it is told: who comes back at once, wherever, must find its place free.
+            connection.give_back(refund=True)
+            asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, connection.close, GOING_AWAY)
         deadline = self.now() + self.settings.slow_close_seconds + 1
         while self.connections and self.now() < deadline:  # noqa: ASYNC110 (once in a node's life)
             await asyncio.sleep(0.02)

@@ -229,6 +229,8 @@ class Wire(asyncio.Protocol):
         self._close_code = code
         self.write(frames.close(code) if code != frames.NO_STATUS_RECEIVED else b"\x88\x00")
         self._transport.close()
+        if self._connection is not None:
+            self._connection.give_back()  # it may come back at once, and find its place free
         self._set_deadline()
         self._leave()
 

@@ -22,6 +22,7 @@ import websockets
 
 from broker import Broker, Event
 
+from .freeagentics import FreeAgentics, freeagentics
 from .support import IN_CI, SECRET, Client, Node, free_port, http, maxicore, private_redis, token, until
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
@@ -219,6 +220,41 @@ async def test_nginx_balances_as_haproxy_does(fleet: Any, start_nginx: Callable[
     async with watchers_on_both_nodes(fleet, at(nginx)) as clients:
         await publish_and_see_it_everywhere(fleet, clients)
     assert http(nginx.url + "/metrics")[0] == 404
+
+
+# Who comes
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("program", ["haproxy", "nginx"])
+async def test_an_address_is_the_clients_own_behind_each_balancer_and_no_forged_header_makes_it_another(
+    fleet: Any, program: str, request: pytest.FixtureRequest
+) -> None:
+    """The balancers say who came to them, and the nodes, which trust them alone, admit twenty of each address."""
+    balancer = fleet.balancer
+    if program == "nginx":
+        balancer = request.getfixturevalue("start_nginx")(*(node.port for node in fleet.nodes))
+    before = connections(fleet)
+    crowded, quiet = ("127.0.1.1", "127.0.1.2") if program == "haproxy" else ("127.0.2.1", "127.0.2.2")
+    async with contextlib.AsyncExitStack() as open_clients:
+
+        async def join(address: str, forged: str | None = None) -> FreeAgentics:
+            headers = {"X-Forwarded-For": forged} if forged else {}
+            client = freeagentics(at(balancer), local_addr=(address, 0), additional_headers=headers)
+            return await open_clients.enter_async_context(client)
+
+        for number in range(20):
+            client = await join(crowded, f"203.0.113.{number}" if number % 2 else None)
+            assert client.greeting[0]["type"] == "connection_established"
+        for forged in (None, "203.0.113.99", "127.0.0.1", f"{quiet}, 127.0.0.1", "2001:db8::1"):
+            refused = await join(crowded, forged)
+            assert refused.greeting[0]["data"]["error_code"] == "CONNECTION_LIMIT_EXCEEDED"
+            assert (await refused.closed())[0] == 1013
+        # Who is there already takes nobody else's place, by whatever name.
+        other = await join(quiet, crowded)
+        assert other.greeting[0]["type"] == "connection_established"
+        assert all(count > before[name] for name, count in connections(fleet).items()), "a node is left out"
+    await until(lambda: connections(fleet) == before, what="the nodes to see the clients leave")
 
 
 # What must not leave

@@ -4,7 +4,6 @@ A client brings its token in the handshake and is greeted. It subscribes to even
 may send commands to agents, and hears of everything in one form: `{"type", "timestamp", "data": {…}}`.
 """
 
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from math import ceil
@@ -63,7 +62,7 @@ from ..reasons import (
 )
 from ..subscriptions import ByType
 from .base import Dialect, Variant
-from .reading import MAX_VALUES, ids, one_id, read
+from .reading import MAX_VALUES, ids, may_be_told, one_id, read
 
 VERSION = version("trunkline")
 
@@ -235,7 +234,7 @@ def _asked(events: list[str] | None, agents: str | list[str] | None, filters: _F
     for word in events or ():
         name = WORDS.get(word)
         if name is None:
-            told = f"Event type '{word}' is not supported" if _may_be_told(word) else "An event type is not supported"
+            told = f"Event type '{word}' is not supported" if may_be_told(word) else "An event type is not supported"
             raise Refused(UNKNOWN_EVENT_TYPE, told, Subscribe(Asked()))
         words.setdefault(name, word)
     named = (agents,) if isinstance(agents, str) else tuple(agents or ())
@@ -249,16 +248,8 @@ def _asked(events: list[str] | None, agents: str | list[str] | None, filters: _F
     )
 
 
-# What a client said may be repeated to it, unless it looks like a secret that it put in the wrong place.
-_SECRET = re.compile(r"eyJ[\w-]*\.|[\w-]{65,}")
-
-
-def _may_be_told(text: str) -> bool:
-    return len(text) <= 255 and text.isprintable() and not _SECRET.search(text)
-
-
 def _told(text: str | None) -> str | None:
-    return text if text is not None and _may_be_told(text) else None
+    return text if text is not None and may_be_told(text) else None
 
 
 # -- what a client hears: events

@@ -1,5 +1,6 @@
 """What dialects share in reading a client's message. Errors say where and what was expected, never what was given."""
 
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -34,7 +35,19 @@ def _explain(error: str, types: Iterable[str]) -> str:
     path = path.strip("`") or "$"
     if path == "$.type" or "missing required field `type`" in text:
         return f"$.type: expected one of {', '.join(types)}"
+    what, _, name = text.partition(" unknown field ")
+    if name and not may_be_told(name.strip("`")):
+        text = f"{what} unknown field"
     return f"{path}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+# What a client said may be repeated to it, unless it looks like a secret that it put in the wrong place.
+_SECRET = re.compile(r"eyJ[\w-]*\.|[\w-]{65,}")
+
+
+def may_be_told(text: str) -> bool:
+    """Whether it may stand in an answer."""
+    return len(text) <= 255 and text.isprintable() and not _SECRET.search(text)
 
 
 def ids(given: str | list[str] | None, path: str) -> frozenset[str] | None:
