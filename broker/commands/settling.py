@@ -49,6 +49,7 @@ class Settler:
                 else:
                     # Held until now: the listener would take it for one whose delivery was lost.
                     inbox.held.pop(id_, None)
+                    await pause(0)  # an agent that is being cancelled must not go on with its next command
                     return
         finally:
             held.is_settling = False
