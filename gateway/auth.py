@@ -194,7 +194,7 @@ def _header(token: str) -> dict[str, Any]:
 
 def digest(text: str) -> str:
     """SHA-256, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def check_fingerprint(claims: Claims, fingerprint: str | None) -> None:

@@ -23,6 +23,7 @@ from .messages import (
     Close,
     Command,
     Complete,
+    Configure,
     Confirmed,
     Enter,
     Error,
@@ -31,15 +32,16 @@ from .messages import (
     Heartbeat,
     Interest,
     Notice,
-    Ping,
     PingSent,
     PongSent,
     PoolSaid,
     Sample,
     Send,
+    Subscribe,
     Take,
     Tell,
     Tune,
+    Unsubscribe,
     Verify,
     Welcome,
 )
@@ -47,6 +49,7 @@ from .reasons import (
     BUG,
     INVALID_TOKEN,
     SLOW_CONSUMER,
+    UNAVAILABLE,
     Reason,
 )
 from .session import Session
@@ -98,6 +101,7 @@ class Connection:
         "_plain",
         "_sampled",
         "_task",
+        "_tasks",
         "_variant",
         "_wants",
         "_watched",
@@ -124,7 +128,8 @@ class Connection:
         self._buffer: Buffer | None = None
         self._lease: str | None = None
         self._pending: deque[str] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # the last one of `_tasks`
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._changes = 0  # of what is delivered, that are under way
         self._is_gone = False
         self._denied_for = ""
@@ -155,21 +160,37 @@ class Connection:
             self.perform(self.session.denied())
 
     def receive(self, text: str) -> None:
-        if self._pending is not None:
-            request = self.session.peek(text) if self.session.claims is not None else None
-            if isinstance(request, Ping) and not self._node.feed.is_connected:
-                # Redis is away, and nobody knows how long: at least say that we are here.
-                self._say(self.session.pong(self._node.now()))
-                return
-            if isinstance(request, Authenticate):
-                # A token renewed in time must not expire while it waits.
-                self.perform(self.session.receive(text, self._node.now()))
-                return
+        if self._pending is None:
+            self.perform(self.session.arrive(text, self._node.now()))
+        elif self._overtakes(text):
+            self.perform(self.session.arrive(text, self._node.now(), may_wait=False))
+        else:
             self._pending.append(text)
             if len(self._pending) >= MAX_PENDING:
                 self._wire.pause_reading()
-        else:
-            self.perform(self.session.arrive(text, self._node.now()))
+
+    def _overtakes(self, text: str) -> bool:
+        """True for a message that must not wait for those before it."""
+        if self.session.claims is None:
+            return False
+        request = self.session.peek(text)
+        if isinstance(request, Authenticate):
+            return True  # a token renewed in time must not expire while it waits
+        # What waits for Redis may wait for long: what does not build on it is answered.
+        return self._is_stuck and not isinstance(request, Subscribe | Unsubscribe | Configure)
+
+    @property
+    def _is_stuck(self) -> bool:
+        """True while a change of what is delivered waits for a Redis that is away."""
+        return self._changes > 0 and not self._node.has_redis
+
+    def look_again(self) -> None:
+        """Redis has gone: some of what waits need not wait any more."""
+        if self._pending and self._is_stuck:
+            waiting = list(self._pending)
+            self._pending.clear()
+            for text in waiting:
+                self.receive(text)
 
     def receive_ping(self) -> None:
         self.session.receive_ping(self._node.now())
@@ -345,6 +366,9 @@ class Connection:
         claims = self.session.claims
         assert claims is not None
         named = command._replace(request_id=command.request_id or _request_id())
+        if self._is_stuck:
+            self.unsent(named, UNAVAILABLE, "")  # done late, it would be a surprise
+            return
         self._wait(self._node.orders.send(self, named, workspaces, claims.subject))
 
     def unsent(self, command: Command, reason: Reason, detail: str) -> None:
@@ -369,13 +393,19 @@ class Connection:
         if follow.since is not None:
             if follow.said is not None:
                 self._say(follow.said)  # without a position: it is complete after the replay
-            self._changes += 1
-            self._wait(self._resume(follow, joined))
+            self._change(self._resume(follow, joined))
         elif joined is not None or self._changes:
-            self._changes += 1
-            self._wait(self._follow_later(follow, joined))
+            self._narrow()
+            self._change(self._follow_later(follow, joined))
         else:
             self._follow_now(follow)
+
+    def _change(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for a change of what is delivered."""
+        self._changes += 1
+        self._wait(work)
+        if self._is_stuck:
+            asyncio.get_running_loop().call_soon(self.look_again)
 
     async def _resume(self, follow: Follow, joined: "asyncio.Future[None] | None") -> None:
         await self._node.replays.resume(self, self._variant, follow, joined)
@@ -400,6 +430,14 @@ class Connection:
         self.interest = within(interest, claims.workspaces)
         self._node.hub.place(self, self._variant, self.interest, self._node.now())
         self._node.hub.sample(self, self._variant, within(self._sampled, claims.workspaces), self._node.now())
+
+    def _narrow(self) -> None:
+        """What a renewed token no longer names stops now, whatever is still joining. A replay sees to it itself."""
+        claims = self.session.claims
+        if claims is None or self._node.hub.holds(self):
+            return
+        if within(self.interest, claims.workspaces) != self.interest:
+            self.place(self.interest)
 
     def _watch(self, workspaces: frozenset[str]) -> None:
         """Whose figures it wants to see: somebody has to compute them."""
@@ -445,21 +483,24 @@ class Connection:
 
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` before anything else that the client says."""
-        if self._task is not None:
-            # Only a renewal of the token leads here: it is taken while nothing else waits, and what it changes follows.
-            work = _in_turn(self._task, work)
         self._pending = self._pending if self._pending is not None else deque()
-        self._task = asyncio.create_task(self._work(work))
-        self._task.add_done_callback(lambda _: work.close())  # a task that is cancelled at once has not begun it
+        # While something waits already, only a renewal of the token leads here: what it changes follows.
+        self._task = asyncio.create_task(self._work(self._task, work))
+        self._tasks = (*self._tasks, self._task)
+        self._task.add_done_callback(lambda _: work.close())  # a task that is cancelled early has not begun it
 
-    async def _work(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _work(self, before: "asyncio.Task[None] | None", work: Coroutine[Any, Any, None]) -> None:
         this = asyncio.current_task()
+        assert this is not None
         try:
+            if before is not None:
+                await asyncio.wait((before,))
             await work
         except Exception:
             self._wire.fail("waiting for a request")
             return
         finally:
+            self._tasks = tuple(task for task in self._tasks if task is not this)
             if self._task is this:
                 self._task = None
         if self._task is None and not self._is_gone:
@@ -521,8 +562,10 @@ class Connection:
         self._node.feed.unwant(self._wants)
         self._watch(frozenset())
         self._node.wheel.remove(self)
-        if self._task is not None:
-            self._task.cancel()
+        self._pending = None
+        # All of them, now: one that goes on would write to a closed socket, or find a place that nobody gives back.
+        for task in self._tasks:
+            task.cancel()
 
     def lost(self, code: int) -> None:
         """The socket is closed."""
@@ -540,8 +583,3 @@ class Connection:
 
 def _request_id() -> str:
     return f"req_{secrets.token_hex(6)}"
-
-
-async def _in_turn(first: "asyncio.Task[None]", then: Coroutine[Any, Any, None]) -> None:
-    await asyncio.wait((first,))
-    await then

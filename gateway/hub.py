@@ -297,6 +297,11 @@ class Hub:
         self._group_of[member] = group
         return group
 
+    def holds(self, member: Member) -> bool:
+        """True while `member` is in a group that keeps its events."""
+        group = self._group_of.get(member)
+        return group is not None and group.held is not None
+
     def sample(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
         """Keep the newest of `interest` for `member`, besides its group; without an interest nothing is kept."""
         key = (Sample, variant, interest)

@@ -88,7 +88,12 @@ class Node(Taker):
     @property
     def is_ready(self) -> bool:
         """True when a newcomer would be served."""
-        return self.is_redis_up and self.feed.is_connected and not self.is_draining
+        return self.has_redis and not self.is_draining
+
+    @property
+    def has_redis(self) -> bool:
+        """True as far as we know: it answers, and the feed stands."""
+        return self.is_redis_up and self.feed.is_connected
 
     @property
     def parts(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
@@ -215,6 +220,11 @@ class Node(Taker):
         else:
             self.metrics.reconnects.add()
             self.metrics.redis_errors.add()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        for connection in list(self.connections):
+            connection.look_again()
 
     def on_healed(self, events: int) -> None:
         self.metrics.gaps.add("healed")
@@ -242,14 +252,16 @@ class Node(Taker):
         while True:
             try:
                 async with asyncio.timeout(2 * REDIS_CHECK_SECONDS):
-                    await self.broker.redis.ping()
+                    seconds, microseconds = await self.broker.redis.time()
             except (RedisError, OSError) as error:
                 if self.is_redis_up:
                     logger.error("Redis at %s does not answer: %s", self.broker.address, error or type(error).__name__)
-                self.is_redis_up = False
+                    self.is_redis_up = False
+                    self._look_again()
                 self.metrics.redis_errors.add()
             else:
                 self.is_redis_up = True
+                self.orders.tick(seconds + microseconds / 1e6)
             await pause(REDIS_CHECK_SECONDS)
 
     # -- leaving

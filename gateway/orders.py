@@ -45,6 +45,7 @@ class Orders:
         self._commander = Commander(broker.redis, broker.address, broker.keys, node, self._replied)
         self.run = self._commander.run
         self.waiting = self._commander.waiting
+        self.tick = self._commander.tick
         self._metrics = metrics
         self._seconds = seconds
         self._sent: dict[str, tuple[Sender, Command]] = {}  # by the commander's key

@@ -229,11 +229,15 @@ class Walk:
                 places = [order(event.id or START) for event in page.events]
                 staying = []
                 for number, (resume, future) in enumerate(party):
-                    if future.done():
-                        continue
                     if number % TAKERS_AT_ONCE == TAKERS_AT_ONCE - 1:
                         await asyncio.sleep(0)
-                    resume.take(self._workspace, page, places)
+                    if future.done():
+                        continue
+                    try:
+                        resume.take(self._workspace, page, places)
+                    except Exception as error:  # of one client: the others walk on
+                        future.set_exception(error)
+                        continue
                     if page.is_last or resume.connection.is_gone or resume.connection.is_full:
                         future.set_result(page.is_last or resume.connection.is_gone)
                     else:

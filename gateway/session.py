@@ -159,8 +159,11 @@ class Session:
 
     # -- what the client says
 
-    def arrive(self, text: str, now: float) -> list[Action]:
-        """One text message: count it, then `receive` it. What is refused does not count."""
+    def arrive(self, text: str, now: float, *, may_wait: bool = True) -> list[Action]:
+        """One text message: count it, then `receive` it. What is refused does not count.
+
+        One that may not wait is not counted among its user's: for that somebody must be asked.
+        """
         limit = self._limits.max_messages_per_minute
         if not self._has_entered or (limit is None and self._limits.max_user_messages_per_minute is None):
             return self.receive(text, now)
@@ -175,7 +178,7 @@ class Session:
             if taken.used == 1:
                 self._refused = 0
             actions = _warned(taken, limit, is_users=False)
-        if self._limits.max_user_messages_per_minute is not None:
+        if may_wait and self._limits.max_user_messages_per_minute is not None:
             return [*actions, Take(text)]
         return actions + self.receive(text, now)
 
@@ -187,6 +190,8 @@ class Session:
         return _warned(taken, limit, is_users=True) + self.receive(text, now)
 
     def _refuse_message(self, text: str, taken: Taken, now: float, *, is_flood: bool) -> list[Action]:
+        if not is_flood and isinstance(self.peek(text), Authenticate | Disconnect):
+            return self.receive(text, now)  # neither costs anybody anything, and without them it would end badly
         self._heard(now)
         if is_flood:
             return [Tell(Error(FLOOD, FLOOD.text, retry_after=taken.resets_in)), Close(FLOOD)]
@@ -355,11 +360,12 @@ class Session:
             return self.unsent(command, COMMAND_FAILED._replace(code=reply.code or COMMAND_FAILED.code), reply.message)
         if reply.outcome == "timeout":
             return self.unsent(command, COMMAND_TIMEOUT)
-        if command.name != "get_status" or reply.result is None:
-            return []  # an agent without a result has published its status as an event
-        if not isinstance(reply.result.get("new_status"), str):
+        if command.name != "get_status":
+            return []
+        status = reply.result or {}
+        if not isinstance(status.get("new_status"), str):
             return self.unsent(command, COMMAND_FAILED, "The agent did not tell its status")
-        return [Tell(StatusSaid(command.agent, reply.result))]
+        return [Tell(StatusSaid(command.agent, status))]
 
     # -- what became of its events
 
@@ -377,7 +383,8 @@ class Session:
     def due(self) -> float:
         """When `tick` is needed next."""
         if not self._has_entered:
-            return self._expires_at
+            # Not as late as its token may end: the wheel keeps who has gone until the latest moment that it was told.
+            return min(self._expires_at, self._ping_at)
         due = min(self._expires_at if self._is_warned else self._expires_at - self._limits.warn_seconds, self._ping_at)
         if not self._limits.may_idle:
             due = min(due, self._heard_at + self._settings.idle_seconds)

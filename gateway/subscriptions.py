@@ -17,6 +17,9 @@ from .reasons import INVALID_MESSAGE, TOO_MANY_EVENT_TYPES, TOO_MANY_SUBSCRIPTIO
 # Combinations of a type and other filters that one connection may have.
 MAX_ENTRIES = 200
 
+# Places in the hub's index that the agents of one connection may take: what one more message of it costs everybody.
+MAX_PLACES = 4000
+
 
 class Subscriptions(Protocol):
     """`own` are the workspaces of the token: what a subscription asks for that names none."""
@@ -99,6 +102,11 @@ class Agents:
         self.named: dict[str, None] | None = {}  # None: all
         self.without: frozenset[str] = frozenset()
 
+    def copy(self) -> "Agents":
+        other = Agents()
+        other.named, other.without = None if self.named is None else dict(self.named), self.without
+        return other
+
     def add(self, agents: tuple[str, ...] | None) -> None:
         if agents is None:
             self.named, self.without = None, frozenset()
@@ -144,10 +152,13 @@ class ByType:
         ways = self._ways()
         ways[asked.severities, asked.components] |= asked.agents or frozenset()
         _check_values(_values(ways), self._limits, "$.data")
+        after = self._copied()
+        for entry in entries:
+            after.setdefault(entry, Agents()).add(None if asked.agents is None else asked.named)
+        _check_places(after)
+        self._agents = after
         for kind, word in asked.words:
             self._words.setdefault(kind, word)
-        for entry in entries:
-            self._agents.setdefault(entry, Agents()).add(None if asked.agents is None else asked.named)
 
     def unsubscribe(self, asked: Asked, own: frozenset[str]) -> None:
         types = {kind for kind, _ in asked.words} or self._words.keys()
@@ -157,10 +168,13 @@ class ByType:
             if agents.named is None:
                 ways[entry[1:]] |= asked.agents or frozenset()
         _check_values(_values(ways), self._limits, "$.data.agents")
-        for entry, agents in concerned:
-            agents.remove(asked.agents)
-            if agents.is_empty:
-                del self._agents[entry]
+        after = self._copied()
+        for entry, _ in concerned:
+            after[entry].remove(asked.agents)
+            if after[entry].is_empty:
+                del after[entry]
+        _check_places(after)
+        self._agents = after
         left = {kind for kind, _, _ in self._agents}
         self._words = {kind: word for kind, word in self._words.items() if kind in left}
 
@@ -171,6 +185,9 @@ class ByType:
         one = ByType(self._limits)
         one.subscribe(asked)
         return one.interest(own)
+
+    def _copied(self) -> dict[Entry, Agents]:
+        return {entry: agents.copy() for entry, agents in self._agents.items()}
 
     def _ways(self) -> dict[Way, frozenset[str]]:
         """The agents that are named under each way."""
@@ -213,3 +230,10 @@ def _values(ways: dict[Way, frozenset[str]]) -> int:
 def _check_values(values: int, limits: Limits, path: str) -> None:
     if values > limits.max_filter_values:
         raise Refused(INVALID_MESSAGE, f"{path}: all subscriptions together may name {limits.max_filter_values} ids")
+
+
+def _check_places(entries: dict[Entry, Agents]) -> None:
+    """Types that ask for the same agents in the same way share a filter; others take places of their own."""
+    filters = {(entry[1:], agents.named is None, agents.values) for entry, agents in entries.items()}
+    if sum(len(agents) for _, _, agents in filters) > MAX_PLACES:
+        raise Refused(INVALID_MESSAGE, "$.data.agents: too many different agents for different event types")

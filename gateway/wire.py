@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trunkline.wire")
 
-# How long a client that holds more than its bound has to take it, and how many messages of one read are taken at once.
+# How long a client that holds more than its bound has to take it.
 SLOW_SECONDS = 0.1
-MAX_MESSAGES_AT_ONCE = 256
+
+# How much of one read is taken at once: 200 of the shortest messages, or 50 that inflate to the most they may.
+MAX_BYTES_AT_ONCE = 4096
 
 # The library tells its logger of every request, with query and headers.
 _silent = logging.getLogger("trunkline.wire.handshake")
@@ -67,6 +69,7 @@ class Wire(asyncio.Protocol):
         "_deadline",
         "_is_closing",
         "_is_full",
+        "_is_held",
         "_node",
         "_parser",
         "_peers",
@@ -83,7 +86,8 @@ class Wire(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._is_closing = False
         self._is_full = False
-        self._rest: list[frames.Received] | None = None
+        self._is_held = False  # its connection takes no more for now
+        self._rest: bytes | None = None
         self._close_code = frames.ABNORMAL_CLOSURE
 
     # -- asyncio's side
@@ -97,29 +101,32 @@ class Wire(asyncio.Protocol):
         if self._parser is None:
             self._shake_hands(data)
             return
-        received = self._parser.feed(data)
         if self._rest is not None:
-            self._rest += received
+            self._rest += data
         else:
-            self._take_some(received)
+            self._take_some(self._parser, data)
 
-    def _take_some(self, received: list[frames.Received]) -> None:
-        """A flood is taken in turns, so that the others have theirs."""
+    def _take_some(self, parser: frames.Parser, data: bytes) -> None:
+        """A flood is taken in turns, so that others have theirs; compressed messages are inflated in theirs."""
         try:
-            for one in received[:MAX_MESSAGES_AT_ONCE]:
+            for one in parser.feed(data[:MAX_BYTES_AT_ONCE]):
                 self._take(one)
         except Exception:
             self.fail("reading a frame")
             return
-        if len(received) > MAX_MESSAGES_AT_ONCE:
-            self._rest = received[MAX_MESSAGES_AT_ONCE:]
-            self.pause_reading()
-            asyncio.get_running_loop().call_soon(self._take_rest)
+        if len(data) > MAX_BYTES_AT_ONCE:
+            self._rest = data[MAX_BYTES_AT_ONCE:]
+            if not self._transport.is_closing():
+                self._transport.pause_reading()
+            if not self._is_held:
+                asyncio.get_running_loop().call_soon(self._take_rest)
 
     def _take_rest(self) -> None:
-        rest, self._rest = self._rest or [], None
-        self._take_some(rest)
-        if self._rest is None and self._connection is not None and not self._connection.is_waiting:
+        if self._rest is None or self._parser is None or self._connection is None:
+            return
+        rest, self._rest = self._rest, None
+        self._take_some(self._parser, rest)
+        if self._rest is None and not self._is_held:
             self.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -178,7 +185,10 @@ class Wire(asyncio.Protocol):
         may_deflate = "Sec-WebSocket-Extensions" in response.headers
         self._parser = frames.Parser(self._node.max_message_bytes(admission.dialect), may_deflate=may_deflate)
         self._connection = self._node.connect(self, admission._replace(may_deflate=may_deflate))
-        self._connection.start(admission.token)
+        try:
+            self._connection.start(admission.token)
+        except Exception:  # uvicorn would never tell us of the socket's end
+            self.fail("its client was met")
 
     def _peer(self) -> str:
         """The address of who has connected to us: a client, or a proxy in front of it."""
@@ -246,11 +256,16 @@ class Wire(asyncio.Protocol):
         return self._is_closing or self._transport.is_closing()
 
     def pause_reading(self) -> None:
+        """Take nothing more for now."""
+        self._is_held = True
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
+        self._is_held = False
+        if self._rest is not None:
+            asyncio.get_running_loop().call_soon(self._take_rest)
+        elif not self._transport.is_closing():
             self._transport.resume_reading()
 
     def close(self, code: int, reason: str) -> None:

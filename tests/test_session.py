@@ -1131,7 +1131,7 @@ def test_only_who_asks_for_a_status_hears_of_success() -> None:
     assert session.replied(STOP, Reply("k", "done")) == []
 
 
-@pytest.mark.parametrize("result", [{}, {"status": "idle"}, {"new_status": None}, {"new_status": 5}])
+@pytest.mark.parametrize("result", [None, {}, {"status": "idle"}, {"new_status": None}, {"new_status": 5}])
 def test_who_asks_for_a_status_and_gets_none_is_told_so(result: Any) -> None:
     """It has an `agent_status` or an error to come, and nothing else would ever tell it."""
     actions = place_for(scope=SENDER).replied(GET_STATUS, Reply("k", "done", result=result))

@@ -46,9 +46,7 @@ class Command:
     _settle: Settle = field(repr=False, compare=False)
 
     async def done(self, result: dict[str, Any] | None = None) -> None:
-        """Say that it is done. After `get_status` the sender is shown the `result`: `{"new_status": "idle", …}`.
-
-        An agent that publishes an `agent_status` itself gives none.
+        """Say that it is done. After `get_status` the `result` is needed, and shown: `{"new_status": "idle", …}`.
 
         Does nothing when it is settled already or its deadline has passed; while Redis is away it goes on trying until
         then. Raises `Invalid` for a result that is no dict of JSON values or has more than 64 KB.

@@ -67,11 +67,16 @@ class Commander:
         self._count = Script(redis, "waiting")
         self._replies = addresses.client(address, "trunkline-replies")
         self._pending: dict[str, _Pending] = {}
+        self._ahead: float | None = None  # Redis' clock less our own, seconds
 
     @property
     def pending(self) -> int:
         """Commands whose fate is not known."""
         return len(self._pending)
+
+    def tick(self, redis_seconds: float) -> None:
+        """Redis has just said what time it is."""
+        self._ahead = redis_seconds - monotonic()
 
     async def send(
         self,
@@ -89,7 +94,7 @@ class Commander:
         `on_reply` is called with that key once, and not before a caller that awaits this directly knows it.
         Raises, and then it is never called: `Invalid` with what is wrong; `AgentUnknown`, `AgentOffline` and
         `QueueFull` when it was not sent; `Unavailable` when Redis cannot be reached or does not answer within 2 s: the
-        agent may have got it then.
+        agent may have got it then, but does not get it later (as far as `tick` has told Redis' time).
         """
         check_workspace(workspace, "workspace_id")
         check_id(agent_id, "agent_id")
@@ -106,7 +111,7 @@ class Commander:
             names = self._names(workspace, agent_id)
             terms = (round(seconds * 1000), MAX_QUEUED, STREAM_SECONDS)
             outcome, entry = await _answer(
-                self._command.run([*names, self._keys.waiting(workspace)], [key, *terms, body])
+                self._command.run([*names, self._keys.waiting(workspace)], [key, *terms, body, self._latest()])
             )
             _check(outcome.decode())
         except BaseException:
@@ -116,6 +121,10 @@ class Commander:
         if pending.reply is not None:
             asyncio.get_running_loop().call_soon(self._hand_on, pending.reply)
         return key
+
+    def _latest(self) -> str:
+        """Until when we wait for an answer, in Redis' time."""
+        return "" if self._ahead is None else str(int((monotonic() + PATIENCE_SECONDS + self._ahead) * 1000))
 
     async def find(self, workspaces: Collection[str], agent_id: str) -> list[str]:
         """In which of `workspaces` the agent is known; one round trip. Raises `Invalid`, `Unavailable`."""
@@ -211,6 +220,8 @@ def _check(outcome: str) -> None:
             raise AgentUnknown("no such agent in this workspace")
         case "offline":
             raise AgentOffline("the agent does not listen for commands")
+        case "late":
+            raise Unavailable("Redis did not answer in time")
         case "full":
             raise QueueFull("too many commands wait for the agent")
 

@@ -197,7 +197,12 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
 
 def decode(text: str) -> Request:
     """A client's message. Raises `Refused` with the path of what is wrong."""
-    match read(_decoder, text, _NAMES):
+    try:
+        message = read(_decoder, text, _NAMES)
+    except Refused as refused:
+        refused.request = _perhaps_command(text)
+        raise
+    match message:
         case _Auth(data):
             return Authenticate(data.token)
         case _Subscribe(data):
@@ -226,6 +231,32 @@ def decode(text: str) -> Request:
             return Ping()
         case _:
             return Pong()
+
+
+class _Perhaps(msgspec.Struct):
+    """What may be a command, or nearly one."""
+
+    type: Any = None
+    data: Any = None
+    request_id: Any = None
+
+
+_perhaps = msgspec.json.Decoder(_Perhaps)
+
+
+def _perhaps_command(text: str) -> Command | None:
+    """What a message that is none says of itself, if it meant to be a command: its sender can tell which one failed."""
+    try:
+        said = _perhaps.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if said.type != "command" or not isinstance(said.data, dict):
+        return None
+    given = {name: said.data.get(name) for name in ("agent_id", "command", "request_id")}
+    given["request_id"] = given["request_id"] or said.request_id
+    agent, name, request_id = (value if isinstance(value, str) else None for value in given.values())
+    is_id = request_id is not None and len(request_id) <= 255 and request_id.isprintable()
+    return Command(agent or "", name or "", {}, request_id if is_id else None)
 
 
 def _asked(events: list[str] | None, agents: str | list[str] | None, filters: _Filters | None = None) -> Asked:
@@ -383,7 +414,7 @@ def _say_error(error: Error) -> tuple[str, dict[str, Any]]:
         return "subscription_error", told | {"supported_events": SUPPORTED} | retry_after
     asked: dict[str, Any] = {"command": None, "agent_id": None}
     if isinstance(request, Command):
-        asked = {"command": _told(request.name), "agent_id": _told(request.agent)}
+        asked = {"command": _told(request.name or None), "agent_id": _told(request.agent or None)}
         if reason is AGENT_UNKNOWN and asked["agent_id"] is not None:
             told["error_message"] = f"Agent with ID '{request.agent}' not found"
     return "command_error", asked | told | {"request_id": error.reference} | retry_after
