@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--workspace", required=True, action="append", help="a workspace it names; may be repeated")
     token.add_argument("--scope", help='what it may do, as "events:read commands:send"; absent: read only')
     token.add_argument("--agent", help="the agent whose own token it is")
+    token.add_argument("--fingerprint", help="only for the client that says this in its header X-Client-Fingerprint")
     token.add_argument("--ttl", type=int, default=3600, help="seconds until it expires [3600]")
     publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input", REDIS)
     publish.add_argument("--workspace", required=True)
@@ -146,6 +147,8 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     claims = auth.claims_for(
         settings, options.sub, options.workspace, options.ttl, scope=options.scope, agent=options.agent
     )
+    if options.fingerprint is not None:
+        claims["fingerprint"] = auth.digest(options.fingerprint)
     print(auth.sign(settings, claims))
     return 0
 

@@ -406,7 +406,8 @@ def _say(notice: Notice, now: float) -> tuple[str | None, dict[str, Any], Comple
 def _say_error(error: Error) -> tuple[str, dict[str, Any]]:
     reason, request = error.reason, error.request
     code, text = _CODES.get(reason, (reason.code, None))
-    told = {"error_code": code, "error_message": text or error.detail}
+    # Of a subscribe the core knows what stands in `data` here.
+    told = {"error_code": code, "error_message": text or error.detail.replace("$.since:", "$.data.since:")}
     retry_after = {"retry_after": ceil(error.retry_after)} if error.retry_after is not None else {}
     if reason.close_code is not None:
         return "connection_error", told | {"close_code": reason.close_code, "retry_after": None} | retry_after
