@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker.commands import Reply
@@ -13,9 +14,9 @@ from broker.lines import Gap
 
 from . import frames, places
 from .auth import Claims, Denied, UnknownKey, bearer, check_fingerprint, digest
-from .buffer import Buffer
 from .dialects import Dialect, Variant
-from .hub import Count, Write, agents_of, vital, wants, within
+from .following import Following
+from .hub import Count, Write
 from .limits import MINUTE, UNLIMITED, Limits
 from .messages import (
     Action,
@@ -62,9 +63,6 @@ logger = logging.getLogger("trunkline.connection")
 
 MAX_PENDING = 32
 
-# How long a client that holds more than it allowed has to take it.
-SLOW_SECONDS = 0.1
-
 _PING = frames.ping()
 
 
@@ -81,7 +79,7 @@ class Admission(NamedTuple):
 
 
 class Connection:
-    """A session, its socket and its place in the hub.
+    """A session, its socket and what it follows.
 
     What the client says is taken in order: while one message waits for somebody (a key set, a subscription in Redis, a
     replay), the next ones wait in `_pending`; when those are many, the socket is not read.
@@ -89,25 +87,17 @@ class Connection:
 
     __slots__ = (
         "_address",
-        "_buffer",
-        "_changes",
         "_denied_for",
         "_fingerprint",
+        "_following",
         "_is_gone",
         "_lease",
-        "_may_deflate",
         "_node",
         "_pending",
-        "_plain",
-        "_sampled",
         "_task",
         "_tasks",
-        "_variant",
-        "_wants",
-        "_watched",
         "_wire",
         "dialect",
-        "interest",
         "session",
         "wheel_tick",
     )
@@ -116,21 +106,15 @@ class Connection:
         self._node = node
         self._wire = wire
         self.dialect = admission.dialect
-        self._variant = self._plain = admission.variant
-        self._may_deflate = admission.may_deflate
+        deflated = admission.dialect.deflated if admission.may_deflate else None
+        self._following = Following(node, admission.variant, deflated)
         self._address = admission.address
         self._fingerprint = admission.fingerprint
         self.session = Session(admission.dialect, self._limits, node.settings, now)
-        self.interest: Interest = frozenset()
-        self._sampled: Interest = frozenset()
-        self._wants = wants(frozenset())
-        self._watched: frozenset[str] = frozenset()
-        self._buffer: Buffer | None = None
         self._lease: str | None = None
         self._pending: deque[str] | None = None
         self._task: asyncio.Task[None] | None = None  # the last one of `_tasks`
         self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._changes = 0  # of what is delivered, that are under way
         self._is_gone = False
         self._denied_for = ""
         self.wheel_tick = -1
@@ -143,7 +127,7 @@ class Connection:
     @property
     def count(self) -> Count | None:
         """Heard by the hub of a client that has bounded what may wait for it."""
-        return self._count if self._buffer is not None else None
+        return partial(self._following.count, self) if self._following.buffer is not None else None
 
     @property
     def _limits(self) -> Limits:
@@ -182,7 +166,7 @@ class Connection:
     @property
     def _is_stuck(self) -> bool:
         """True while a change of what is delivered waits for a Redis that is away."""
-        return self._changes > 0 and not self._node.has_redis
+        return self._following.changes > 0 and not self._node.has_redis
 
     def look_again(self) -> None:
         """Redis has gone: some of what waits need not wait any more."""
@@ -232,20 +216,20 @@ class Connection:
     def _perform(self, action: Action) -> None:
         match action:
             case Tell(notice):
-                self._tell(notice)
+                self.tell(notice)
             case Follow():
-                self._follow(action)
+                self._following.follow(self, action)
             case Sample():
                 self._node.hub.take_sample(self, self._node.now())
             case Heartbeat():
                 self._wire.write(_PING)
-                self._say(PingSent(self._complete()))
+                self.say(PingSent(self._complete))
             case Take(text):
-                self._wait(self._take(text))
+                self.wait(self._take(text))
             case Send(command, workspaces):
                 self._send(command, workspaces)
-            case Tune(buffer_events, is_compressed):
-                self._tune(buffer_events, is_compressed)
+            case Tune():
+                self._following.tune(self, action)
             case Verify(token):
                 self.verify(token)
             case Enter():
@@ -265,7 +249,7 @@ class Connection:
         except Denied as denied:
             self._denied(denied)
         except UnknownKey:
-            self._wait(self._verify_with_new_keys(token))
+            self.wait(self._verify_with_new_keys(token))
         else:
             self._authenticated(claims)
 
@@ -298,23 +282,30 @@ class Connection:
 
     def close(self, reason: Reason) -> None:
         if not self._is_gone:
-            self._say(Farewell(reason))
+            self.say(Farewell(reason))
             self._wire.close(reason.close_code or frames.NORMAL_CLOSURE, reason.text)
 
-    def _tell(self, notice: Notice) -> None:
+    def tell(self, notice: Notice) -> None:
         """Say it with what only this connection knows."""
         match notice:
             case PongSent() | Confirmed():
-                notice = notice._replace(complete=self._complete())
+                notice = notice._replace(complete=self._complete)
             case Error(request=request):
                 given = request.request_id if isinstance(request, Command) else None
                 notice = notice._replace(reference=given or _request_id())
-        self._say(notice)
+        self.say(notice)
 
-    def _say(self, notice: Notice) -> None:
+    def say(self, notice: Notice) -> None:
+        """Say it as it is."""
         words = self.dialect.say(notice, time.time())
         if words is not None:
-            self._wire.write(self._variant.frame(words))
+            self._wire.write(self._following.variant.frame(words))
+
+    @property
+    def _complete(self) -> Complete:
+        """Up to where this connection has all it asked for."""
+        claims = self.session.claims
+        return self._following.complete(claims.workspaces) if claims is not None else None
 
     # -- its place among others
 
@@ -326,7 +317,7 @@ class Connection:
         if wanted:
             self._lease = secrets.token_hex(8)
             self._node.leased[self._lease] = self
-            self._wait(self._find_place(self._lease, wanted))
+            self.wait(self._find_place(self._lease, wanted))
         else:
             self._entered(None)
 
@@ -369,7 +360,7 @@ class Connection:
         if self._is_stuck:
             self.unsent(named, UNAVAILABLE, "")  # done late, it would be a surprise
             return
-        self._wait(self._node.orders.send(self, named, workspaces, claims.subject))
+        self.wait(self._node.orders.send(self, named, workspaces, claims.subject))
 
     def unsent(self, command: Command, reason: Reason, detail: str) -> None:
         """A command has not reached its agent."""
@@ -379,115 +370,17 @@ class Connection:
         """An agent has settled a command of this client, or has let its time pass."""
         self.perform(self.session.replied(command, reply))
 
-    # -- following an interest
-
-    def _follow(self, follow: Follow) -> None:
-        """Deliver what `follow` says: at once when all its channels are joined, else as soon as they are."""
-        needed = wants(follow.interest | follow.sampled)
-        logger.debug("a client follows %d filters on %d channels", len(follow.interest), len(needed))
-        joined = self._node.feed.want(needed - self._wants)
-        self._node.feed.unwant(self._wants - needed)
-        self._wants = needed
-        self._sampled = follow.sampled
-        self._watch(vital(follow.interest | follow.sampled))
-        if follow.since is not None:
-            if follow.said is not None:
-                self._say(follow.said)  # without a position: it is complete after the replay
-            self._change(self._resume(follow, joined))
-        elif joined is not None or self._changes:
-            self._narrow()
-            self._change(self._follow_later(follow, joined))
-        else:
-            self._follow_now(follow)
-
-    def _change(self, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for a change of what is delivered."""
-        self._changes += 1
-        self._wait(work)
-        if self._is_stuck:
-            asyncio.get_running_loop().call_soon(self.look_again)
-
-    async def _resume(self, follow: Follow, joined: "asyncio.Future[None] | None") -> None:
-        await self._node.replays.resume(self, self._variant, follow, joined)
-        self._changes -= 1
-
-    async def _follow_later(self, follow: Follow, joined: "asyncio.Future[None] | None") -> None:
-        if joined is not None:
-            await joined
-        self._changes -= 1
-        self._follow_now(follow)
-
-    def _follow_now(self, follow: Follow) -> None:
-        self.place(follow.interest)
-        if follow.said is not None and not self._is_gone:
-            self._tell(follow.said)
-
-    def place(self, interest: Interest) -> None:
-        """From now on this is what is delivered, as far as its token (a newer one, perhaps) goes."""
-        claims = self.session.claims
-        if self._is_gone or claims is None:
-            return
-        self.interest = within(interest, claims.workspaces)
-        self._node.hub.place(self, self._variant, self.interest, self._node.now())
-        self._node.hub.sample(self, self._variant, within(self._sampled, claims.workspaces), self._node.now())
-
-    def _narrow(self) -> None:
-        """What a renewed token no longer names stops now, whatever is still joining. A replay sees to it itself."""
-        claims = self.session.claims
-        if claims is None or self._node.hub.holds(self):
-            return
-        if within(self.interest, claims.workspaces) != self.interest:
-            self.place(self.interest)
-
-    def _watch(self, workspaces: frozenset[str]) -> None:
-        """Whose figures it wants to see: somebody has to compute them."""
-        self._node.vitals.watch(workspaces - self._watched)
-        self._node.vitals.unwatch(self._watched - workspaces)
-        self._watched = workspaces
-
-    def _tune(self, buffer_events: int | None, is_compressed: bool | None) -> None:
-        if buffer_events is not None:
-            self._buffer = Buffer(buffer_events)
-        if is_compressed is not None and self._may_deflate and self.dialect.deflated is not None:
-            self._variant = self.dialect.deflated if is_compressed else self._plain
-        self.place(self.interest)
-
-    def _count(self, events: int, size: int) -> None:
-        """The hub has written so many events."""
-        buffer = self._buffer
-        if buffer is not None and buffer.written(events, size, self._wire.backlog) and not buffer.is_judged:
-            # A burst of ours is no fault of the client's, and the hub may be in the middle of its members now.
-            buffer.is_judged = True
-            asyncio.get_running_loop().call_later(SLOW_SECONDS, self._judge, buffer)
-
-    def _judge(self, buffer: Buffer) -> None:
-        buffer.is_judged = False
-        if not self._is_gone and buffer is self._buffer and buffer.is_over(self._wire.backlog):
-            self.too_slow()
-
-    def _complete(self) -> Complete:
-        """Up to where this connection has all it asked for: one position, or one for each workspace of its token."""
-        claims = self.session.claims
-        if claims is None or not self.interest or self._changes:
-            return None  # while something is under way nobody can say
-        positions: dict[str, str] = {}
-        for workspace in {workspace for wanted in self.interest for workspace in wanted.workspaces}:
-            position = self._node.feed.position(workspace, agents_of(self.interest, workspace))
-            if position is not None:
-                positions[workspace] = position
-        if len(claims.workspaces) > 1:
-            return positions
-        return next(iter(positions.values()), None)
-
     # -- waiting
 
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+    def wait(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` before anything else that the client says."""
         self._pending = self._pending if self._pending is not None else deque()
         # While something waits already, only a renewal of the token leads here: what it changes follows.
         self._task = asyncio.create_task(self._work(self._task, work))
         self._tasks = (*self._tasks, self._task)
         self._task.add_done_callback(lambda _: work.close())  # a task that is cancelled early has not begun it
+        if self._is_stuck:
+            asyncio.get_running_loop().call_soon(self.look_again)
 
     async def _work(self, before: "asyncio.Task[None] | None", work: Coroutine[Any, Any, None]) -> None:
         this = asyncio.current_task()
@@ -525,6 +418,15 @@ class Connection:
         """True while a request waits for somebody, and the next ones for it."""
         return self._pending is not None
 
+    def place(self, interest: Interest) -> None:
+        """A replay has ended: from now on this is what is delivered."""
+        self._following.place(self, interest)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for this client."""
+        return self._wire.backlog
+
     async def drained(self) -> bool:
         """Wait until what was written has mostly left. False when the client is gone, or takes nothing for too long."""
         bound = self._node.settings.max_backlog_bytes // 8
@@ -558,9 +460,7 @@ class Connection:
         if self._is_gone:
             return
         self._is_gone = True
-        self._node.hub.remove(self)
-        self._node.feed.unwant(self._wants)
-        self._watch(frozenset())
+        self._following.end(self)
         self._node.wheel.remove(self)
         self._pending = None
         # All of them, now: one that goes on would write to a closed socket, or find a place that nobody gives back.
