@@ -24,7 +24,7 @@ SLOW_SECONDS = 0.1
 
 
 class Following:
-    """`interest` is what is delivered now, in the form of `variant`. `deflated` is another, if compression was agreed."""
+    """`interest` is delivered now, in the form of `variant`; `deflated` is another form, if compression was agreed."""
 
     __slots__ = (
         "_deflated", "_node", "_plain", "_sampled", "_wants", "_watched", "buffer", "changes", "interest", "variant",

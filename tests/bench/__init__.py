@@ -5,9 +5,9 @@ A round starts, for each workload and each of the two servers in turn, a fresh R
     core 0   the server under test: `trunkline serve`, or `baseline.py` (epoll, one send() per message and socket)
     core 1   Redis, the load generator (`load.py`) and the publisher it steers (`publisher.py`)
 
-Read in this order: `payload` (what travels), `machine` (cores and counters), `servers`, `publisher`, `reading` (how a
-client checks what it is sent), `load` (one measured run), `plan` (the runs), `profiled` and `sections` (where the time
-went), `report` (the tables), `__main__`.
+Read in this order: `payload` (what travels), `machine` (cores and counters), `servers`, `publisher`, `clients`,
+`reading` (how a client checks what it is sent), `load` and `pings` (one measured run: what goes out, what comes in),
+`plan` (the runs), `profiled` and `sections` (where the time went), `report` (the tables), `__main__`.
 
 Everything listens on 127.0.0.1 only, and ends with the run.
 """

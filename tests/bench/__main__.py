@@ -39,7 +39,7 @@ class Run:
     def checked(self, what: str, run: Callable[[], Figures]) -> Figures | None:
         figures = self.attempt(what, run)
         if figures is not None and report.is_wrong(figures):
-            counts = (f"{figures.get(name, 0)} {name}" for name in (*report.FAULTS, "closed"))
+            counts = (f"{figures[name]} {name}" for name in report.WRONG if name in figures)
             self.problems.append(f"{what}: {', '.join(counts)}")
         return figures
 
@@ -80,7 +80,7 @@ def measure(run: Run) -> None:
     for workload, rounds in measured.items():
         show(report.delivery_rows(workload, rounds))
     publishes = run.repeated("publishes", run.bench.publishes)
-    pings = run.repeated("pings", run.bench.pings)
+    pings = {each: run.repeated(each.name, partial(run.bench.pings, each)) for each in PINGS}
     say("")
     show(["", "Trunkline alone", *report.absolute_rows(measured, publishes, pings)])
 
@@ -92,7 +92,7 @@ def profile(run: Run) -> None:
     jobs: list[tuple[str, sections.Parts, Callable[[], list[Any]]]] = [
         *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in run.workloads),
         ("connect, subscribe, first ping", sections.NODE, partial(bench.profile, run.workloads[-1], "connect")),
-        ("pings", sections.NODE, partial(bench.profile, PINGS, "run")),
+        *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in PINGS),
         ("publishes (the producer's CPU)", sections.PRODUCER, bench.profile_publishes),
     ]
     for name, table, job in jobs:
@@ -104,7 +104,7 @@ def profile(run: Run) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=0, help="rounds of every workload (3; with --quick 1)")
-    parser.add_argument("--quick", action="store_true", help="one short round: under a minute, and rough")
+    parser.add_argument("--quick", action="store_true", help="one short round: about a minute, and rough")
     parser.add_argument("--only", default="", metavar="WORD", help="workloads whose name contains it")
     parser.add_argument("--no-profile", action="store_true", help="leave out the profile by section")
     options = parser.parse_args()

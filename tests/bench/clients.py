@@ -1,20 +1,24 @@
-"""MaxiCore clients over bare sockets: connect, subscribe, ready at the answer to a ping."""
+"""Clients over bare sockets: connect, subscribe, ready at the answer to a ping."""
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
 
+from ..support import token
 from . import payload
-from .reading import frames
+from .reading import frames, inflated
 
 _TOGETHER = 128  # handshakes in flight
+_USERS = 50
 _PATIENCE_SECONDS = 20.0
 
 # The key and its answer are the example of RFC 6455, section 1.3.
 _REQUEST = (
     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
 )
+_OFFER = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
 _ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
@@ -28,22 +32,35 @@ def masked(text: str) -> bytes:
 
 
 PING = masked('{"type":"ping"}')
+_SUBSCRIBE = {
+    "maxicore": '{"type":"subscribe","filters":{"agent_id":"AGENT"}}',
+    "freeagentics": '{"type":"subscribe","data":{"events":["inference_progress"],"agents":["AGENT"]}}',
+}
+_COMPRESS = '{"type":"configure","data":{"compression":true}}'  # FreeAgentics alone has a word for it
 
 
-def connect(port: int, path: str, agents: list[str]) -> list[socket.socket]:
-    """A ready client per entry of `agents` that watches that agent. `{agent}` in `path` is replaced by it.
+def connect(
+    port: int, path: str, agents: list[str], dialect: str = "maxicore", *, is_compressed: bool = False
+) -> list[socket.socket]:
+    """A ready client per entry of `agents` that watches that agent; they belong to 50 users in turn.
 
-    Raises `ConnectionError` with the server's words when one is refused. The sockets do not block any more.
+    `{agent}` in `path` is replaced by that agent, `{token}` by the user's token. With `is_compressed` they agree to
+    permessage-deflate and switch it on. Raises `ConnectionError` with the server's words when one is refused. The
+    sockets do not block any more.
     """
+    tokens = itertools.cycle([token(payload.WORKSPACE, sub=f"user-{number}") for number in range(_USERS)])
+    offer = _OFFER if is_compressed else ""
     ready: list[socket.socket] = []
     for batch in _batches(agents):
         sockets = [socket.create_connection(("127.0.0.1", port), _PATIENCE_SECONDS) for _ in batch]
         for each, agent in zip(sockets, batch, strict=True):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            each.sendall(_REQUEST.format(path=path.replace("{agent}", agent), port=port).encode())
+            target = path.format(agent=agent, token=next(tokens))
+            each.sendall(_REQUEST.format(path=target, port=port, offer=offer).encode())
         rests = [_handshake(each) for each in sockets]
         for each, agent in zip(sockets, batch, strict=True):
-            each.sendall(masked(f'{{"type":"subscribe","filters":{{"agent_id":"{agent}"}}}}') + PING)
+            opening = masked(_SUBSCRIBE[dialect].replace("AGENT", agent)) + PING
+            each.sendall(masked(_COMPRESS) + opening if is_compressed else opening)
         for each, rest in zip(sockets, rests, strict=True):
             _pong(each, rest)
             each.setblocking(False)
@@ -67,8 +84,8 @@ def _handshake(client: socket.socket) -> bytes:
 
 def _pong(client: socket.socket, rest: bytes) -> None:
     def is_there(data: bytes) -> bool:
-        messages = [data[start:end] for _, start, end in frames(data, 0)]
-        if any(b'"error"' in message or payload.SEQUENCE in message for message in messages):
+        messages = [inflated(data, *frame) for frame in frames(data, 0)]
+        if any(b"error" in message or payload.SEQUENCE in message for message in messages):
             raise ConnectionError(f"instead of a pong: {messages!r}")
         return any(b'"pong"' in message for message in messages)
 

@@ -40,6 +40,8 @@ class Job:
     way: str
     clients: int
     agents: int
+    dialect: str = "maxicore"
+    is_compressed: bool = False
     window: int = 0
     rate: int = 0
     warm_seconds: float = 0.5
@@ -61,7 +63,10 @@ class Load:
         self.closed = 0
         self.latencies_ns: list[int] = []
         self.publisher = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.publisher", job.way, str(job.redis_port), job.prefix, str(job.agents)],
+            [
+                *(sys.executable, "-m", "tests.bench.publisher", job.way, job.dialect),
+                *(str(job.redis_port), job.prefix, str(job.agents)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -88,11 +93,11 @@ class Load:
         """
         job = self.job
         agents = [payload.agent(index % job.agents) for index in range(job.clients)]
-        self.sockets += connect(job.port, job.path, agents[:1])
+        self.sockets += self.join(agents[:1])
         time.sleep(_SETTLE_SECONDS)
         cpu, memory, start = machine.cpu_ns(job.server_pid), machine.resident_kb(job.server_pid), time.monotonic()
         self.profile("connect", signal.SIGUSR1)
-        self.sockets += connect(job.port, job.path, agents[1:])
+        self.sockets += self.join(agents[1:])
         self.profile("connect", signal.SIGUSR2)
         seconds = time.monotonic() - start
         time.sleep(_SETTLE_SECONDS)
@@ -108,6 +113,10 @@ class Load:
             self.readers[each.fileno()] = Reader(stream, each.recv_into, is_alone=job.agents > 1)
             self.epoll.register(each, select.EPOLLIN)
         return figures
+
+    def join(self, agents: list[str]) -> list[socket.socket]:
+        job = self.job
+        return connect(job.port, job.path, agents, job.dialect, is_compressed=job.is_compressed)
 
     # Running
 
@@ -220,6 +229,7 @@ class Load:
     def verdict(self) -> dict[str, Any]:
         """What went wrong over the whole run, warm-up and drain included."""
         agents, readers = self.job.agents, list(self.readers.values())
+        streams = {id(reader.stream): reader.stream for reader in readers}.values()
         tallies: dict[tuple[int, int], Tally] = {}  # most readers of one stream are at the same place: judged once
         lost = doubled = reordered = 0
         for index, reader in enumerate(readers):
@@ -234,9 +244,8 @@ class Load:
             "doubled": doubled,
             "reordered": reordered,
             "closed": self.closed,
-            "strays": sum(
-                len(stream.others) for stream in {id(reader.stream): reader.stream for reader in readers}.values()
-            ),
+            "strays": sum(len(stream.others) for stream in streams),
+            "compressed": sum(stream.compressed for stream in streams),
             "frame_bytes": next((reader.stream.ends[0] for reader in readers if reader.stream.ends), 0),
         }
 

@@ -1,6 +1,8 @@
 """How many inbound messages a second a node takes: clients that each send the next ping when the last is answered.
 
-python -m tests.bench.pings JOB        (the same job as `load`; what is said there about publishing is not used)
+    python -m tests.bench.pings JOB        (the same job as `load`; what is said there about publishing is not used)
+
+Scripts that Redis runs are counted from before the first ping to after the last pong, so that their number is exact.
 """
 
 import json
@@ -11,15 +13,28 @@ import sys
 import time
 from typing import Any
 
+from redis import Redis
+
 from . import machine, payload
 from .clients import PING, connect
 from .load import Job
 
 
-def run(job: Job) -> dict[str, Any]:
-    sockets = connect(job.port, job.path, [payload.agent(0)] * job.clients)
+def script_calls(redis: Redis) -> int:
+    """How many scripts were run so far, but for what a node tells of itself every few seconds (beat.lua).
+
+    That script alone calls HGETALL, once. Leases are not renewed yet: a run is shorter than 15 s.
+    """
+    statistics: dict[str, dict[str, int]] = redis.info("commandstats")
+    scripts, beats = (statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "hgetall"))
+    return scripts - beats
+
+
+def run(job: Job, redis: Redis) -> dict[str, Any]:
+    sockets = connect(job.port, job.path, [payload.agent(0)] * job.clients, job.dialect)
     by_descriptor = {each.fileno(): each for each in sockets}
     epoll = select.epoll()
+    calls = script_calls(redis)
     for each in sockets:
         epoll.register(each, select.EPOLLIN)
         each.send(PING)
@@ -42,25 +57,36 @@ def run(job: Job) -> dict[str, Any]:
         return pongs
 
     now = time.monotonic()
-    play(now + job.warm_seconds, again=True)
+    warm = play(now + job.warm_seconds, again=True)
     if job.profile:
         os.kill(job.server_pid, signal.SIGUSR1)
-    start, cpu = time.monotonic(), machine.cpu_ns(job.server_pid)
+    start, cpu, redis_cpu = time.monotonic(), machine.cpu_ns(job.server_pid), machine.cpu_ns(job.redis_pid)
     pongs = play(start + job.seconds, again=True)
     took, used = time.monotonic() - start, machine.cpu_ns(job.server_pid) - cpu
+    redis_used = machine.cpu_ns(job.redis_pid) - redis_cpu
     if job.profile:
         os.kill(job.server_pid, signal.SIGUSR2)
     last = play(time.monotonic() + 2.0, again=False)
+    calls = script_calls(redis) - calls
     for each in sockets:
         each.close()
     return {
         "pings_per_second": pongs / took,
         "ping_us": used / pongs / 1e3,
+        "redis_us": redis_used / pongs / 1e3,
         "server_busy": used / took / 1e9,
+        "pongs": warm + pongs + last,
+        "script_calls": calls,
         "lost": job.clients - last,
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     machine.raise_open_files()
-    print(json.dumps(run(Job(**json.loads(sys.argv[1])))))
+    job = Job(**json.loads(sys.argv[1]))
+    with Redis(port=job.redis_port) as redis:
+        print(json.dumps(run(job, redis)))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from .machine import Cores
 from .servers import BenchError, Server
 
 Figures = dict[str, Any]
-Start = Callable[[LocalRedis, Cores, Path | None], AbstractContextManager[Server]]
+Start = Callable[[LocalRedis, Cores, int, Path | None], AbstractContextManager[Server]]
 SERVERS: dict[str, Start] = {"trunkline": servers.trunkline, "baseline": servers.baseline}
 
 _RUN_SECONDS = 60.0  # no run takes half of that; a stuck one is ended
@@ -24,22 +24,41 @@ _RUN_SECONDS = 60.0  # no run takes half of that; a stuck one is ended
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """`agents` is 1 (all clients watch one) or as many as clients (each its own); `window` or `rate` as in `load`."""
+    """`agents` is 1 (all clients watch one) or as many as clients (each its own); `window` or `rate` as in `load`.
+
+    `messages` is what a client and a user may send per minute. Where there is a limit, each message is counted.
+    """
 
     name: str
     clients: int
     agents: int
     window: int = 0
     rate: int = 0
+    dialect: str = "maxicore"
+    is_compressed: bool = False
+    messages: int = servers.UNLIMITED
 
 
 WORKLOADS = (
     Workload("broadcast to 1,000, 64 outstanding", clients=1000, agents=1, window=64),
     Workload("broadcast to 1,000, 8 outstanding", clients=1000, agents=1, window=8),
+    Workload("FreeAgentics to 1,000, 64 outstanding", clients=1000, agents=1, window=64, dialect="freeagentics"),
+    Workload(
+        "compressed to 1,000, 64 outstanding",
+        clients=1000,
+        agents=1,
+        window=64,
+        dialect="freeagentics",
+        is_compressed=True,
+    ),
     Workload("1,000 clients, an agent each", clients=1000, agents=1000, window=1000),
     Workload("broadcast to 5,000, 10 a second", clients=5000, agents=1, rate=10),
 )
-PINGS = Workload("pings", clients=200, agents=1)
+PINGS = (
+    Workload("MaxiCore pings", clients=200, agents=1),
+    Workload("FreeAgentics pings", clients=200, agents=1, dialect="freeagentics"),
+    Workload("FreeAgentics pings, counted", clients=200, agents=1, dialect="freeagentics", messages=1_000_000_000),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Lengths:
 
 
 DEFAULT = Lengths(warm=0.5, closed_loop=2.0, open_loop=4.0, producer=2.0)
-QUICK = Lengths(warm=0.2, closed_loop=0.8, open_loop=2.0, producer=1.0)
+QUICK = Lengths(warm=0.1, closed_loop=0.5, open_loop=1.5, producer=0.5)
 
 
 class Bench:
@@ -66,15 +85,18 @@ class Bench:
     def load(self, workload: Workload, server: str) -> Figures:
         return self._run("tests.bench.load", workload, server)[0]
 
-    def pings(self) -> Figures:
-        return self._run("tests.bench.pings", PINGS, "trunkline")[0]
+    def pings(self, workload: Workload) -> Figures:
+        """A message that is counted costs one call of a script, another one none; else it is `miscounted`."""
+        figures = self._run("tests.bench.pings", workload, "trunkline")[0]
+        due = 0 if workload.messages == servers.UNLIMITED else figures["pongs"]
+        return figures | {"miscounted": abs(figures["script_calls"] - due)}
 
     def publishes(self) -> Figures:
         return self._publish()[0]
 
     def profile(self, workload: Workload, phase: str) -> list[Any]:
         """The samples (see `profiled`) of Trunkline's node in that phase of a run: `connect` or `run`."""
-        module = "tests.bench.pings" if workload is PINGS else "tests.bench.load"
+        module = "tests.bench.pings" if workload in PINGS else "tests.bench.load"
         return self._run(module, workload, "trunkline", phase)[1]
 
     def profile_publishes(self) -> list[Any]:
@@ -84,17 +106,19 @@ class Bench:
         """One run with a fresh Redis and a fresh server; its figures and, if a phase is profiled, its samples."""
         with tempfile.TemporaryDirectory() as directory, servers.fresh_redis() as redis:
             samples = Path(directory, "samples.json")
-            with SERVERS[server](redis, self.cores, samples if phase else None) as running:
+            with SERVERS[server](redis, self.cores, workload.messages, samples if phase else None) as running:
                 job = Job(
                     server_pid=running.pid,
                     redis_pid=redis.pid,
                     port=running.port,
-                    path=running.path,
+                    path=running.paths[workload.dialect],
                     redis_port=redis.port,
                     prefix=servers.PREFIX,
                     way=running.broadcast_way if workload.agents == 1 else running.unicast_way,
                     clients=workload.clients,
                     agents=workload.agents,
+                    dialect=workload.dialect,
+                    is_compressed=workload.is_compressed,
                     window=workload.window,
                     rate=workload.rate,
                     warm_seconds=self.lengths.warm,

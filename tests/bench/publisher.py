@@ -1,12 +1,12 @@
 """The publisher: a process on the load's core that publishes what the load generator asks for, when it asks.
 
-    python -m tests.bench.publisher WAY REDIS_PORT PREFIX AGENTS
+    python -m tests.bench.publisher WAY DIALECT REDIS_PORT PREFIX AGENTS
 
 It prints `ready`, then reads lines `COUNT RATE` from standard input: publish so many more events, as fast as it goes
 (`RATE` 0) or so many per second. Events go to the agents in turn. It ends with its standard input, and with status 1
 when a publish fails. The ways:
 
-    log    `Broker.publish_many`: through the log, as producers should
+    log    `Broker.publish_many`: through the log, as producers should, an event of DIALECT
     live   plain PUBLISH of the event's JSON on the agent's channel: what any Redis client can do
     ready  plain PUBLISH, on a channel with the agent's name, of what a client would be sent: for the baseline;
            `ready-log` is the same with a position in it, as events have that came through the log
@@ -25,24 +25,18 @@ Publish = Callable[[list[tuple[str, int]]], Awaitable[None]]
 """Publish an event for each (agent, sequence number), in order."""
 
 
-async def through_the_log(stack: AsyncExitStack, port: int, prefix: str) -> Publish:
+async def through_the_log(stack: AsyncExitStack, dialect: str, port: int, prefix: str) -> Publish:
     # Imported here: the baseline is measured even where the broker cannot be imported.
     from broker import Broker, Event  # noqa: PLC0415
 
     broker = await stack.enter_async_context(Broker.connect(f"redis://127.0.0.1:{port}/0", prefix=prefix))
 
+    def make(agent: str, sequence: int) -> Event:
+        kind, data = payload.event(dialect, sequence)
+        return Event(type=kind, workspace_id=payload.WORKSPACE, agent_id=agent, data=data)
+
     async def publish(batch: list[tuple[str, int]]) -> None:
-        await broker.publish_many(
-            [
-                Event(
-                    type="task.progress",
-                    workspace_id=payload.WORKSPACE,
-                    agent_id=agent,
-                    data={"task_id": "task-1", "step": sequence, "output": payload.output(sequence)},
-                )
-                for agent, sequence in batch
-            ]
-        )
+        await broker.publish_many([make(agent, sequence) for agent, sequence in batch])
 
     return publish
 
@@ -69,9 +63,9 @@ def plainly(port: int, channel: Callable[[str], str], encode: Callable[[str, int
     return publish
 
 
-async def open_way(stack: AsyncExitStack, way: str, port: int, prefix: str) -> Publish:
+async def open_way(stack: AsyncExitStack, way: str, dialect: str, port: int, prefix: str) -> Publish:
     if way == "log":
-        return await through_the_log(stack, port, prefix)
+        return await through_the_log(stack, dialect, port, prefix)
     if way == "live":
         from broker.keyspace import Keyspace  # noqa: PLC0415
 
@@ -81,11 +75,11 @@ async def open_way(stack: AsyncExitStack, way: str, port: int, prefix: str) -> P
     return plainly(port, str, lambda agent, sequence: payload.flat_json(agent, sequence, position=position))
 
 
-async def serve(way: str, port: int, prefix: str, agents: int) -> None:
+async def serve(way: str, dialect: str, port: int, prefix: str, agents: int) -> None:
     names = [payload.agent(index) for index in range(agents)]
     published = 0
     async with AsyncExitStack() as stack:
-        publish = await open_way(stack, way, port, prefix)
+        publish = await open_way(stack, way, dialect, port, prefix)
         print("ready", flush=True)
         # Reading blocks the loop: between two requests there is nothing else to do here.
         for line in sys.stdin:
@@ -103,4 +97,5 @@ async def serve(way: str, port: int, prefix: str, agents: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+    _, way, dialect, port, prefix, agents = sys.argv
+    asyncio.run(serve(way, dialect, int(port), prefix, int(agents)))

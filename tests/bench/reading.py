@@ -7,12 +7,14 @@ something is wrong) leaves the stream and is parsed by itself from there on. Not
 of each client is known exactly.
 """
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from . import payload
 
 TEXT, CLOSE = 0x1, 0x8
+_COMPRESSED = 0x40  # RSV1, where permessage-deflate was agreed on (RFC 7692)
 
 
 class Tally:
@@ -43,7 +45,7 @@ class Tally:
 
 
 def frames(data: bytes | bytearray, at: int) -> Iterator[tuple[int, int, int]]:
-    """The whole unmasked frames of `data` from `at` on: opcode, where the payload starts, where it ends."""
+    """The whole unmasked frames of `data` from `at` on: first byte, where the payload starts, where it ends."""
     size = len(data)
     while at + 2 <= size:
         length, start = data[at + 1], at + 2
@@ -55,14 +57,23 @@ def frames(data: bytes | bytearray, at: int) -> Iterator[tuple[int, int, int]]:
             length = int.from_bytes(data[at + 2 : start], "big")
         if start + length > size:  # also when the length itself is cut: start is past the end then
             return
-        yield data[at] & 0x0F, start, start + length
+        yield data[at], start, start + length
         at = start + length
+
+
+def inflated(data: bytes | bytearray, first: int, start: int, end: int) -> bytes:
+    """A frame's payload, whether it is compressed or not."""
+    payload = bytes(data[start:end])
+    if not first & _COMPRESSED:
+        return payload
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(payload + b"\x00\x00\xff\xff")
 
 
 class Stream:
     """The bytes of one interest, and the events in them.
 
-    `ends`, `sequences` and `published_ns` have one entry per event: where it ends, its number, when it was published.
+    `ends`, `sequences` and `published_ns` have one entry per event: where it ends, its number, when it was published;
+    `compressed` is how many messages were.
     """
 
     def __init__(self) -> None:
@@ -72,16 +83,21 @@ class Stream:
         self.sequences: list[int] = []
         self.published_ns: list[int] = []
         self.others: list[bytes] = []  # text messages that are no event
+        self.compressed = 0
 
     def extend(self, chunk: bytearray | memoryview) -> None:
         self.data += chunk
-        for opcode, start, end in frames(self.data, self.parsed):
+        for first, start, end in frames(self.data, self.parsed):
             self.parsed = end
-            if opcode == CLOSE:
+            if first & 0x0F == CLOSE:
                 raise ConnectionError(f"closed by the server: {bytes(self.data[start:end])!r}")
-            if opcode != TEXT:
+            if first & 0x0F != TEXT:
                 continue  # a ping: three in 90 s may stay unanswered, no run takes that long
-            event = payload.read(self.data, start, end)
+            if first & _COMPRESSED:
+                self.compressed += 1
+                event = payload.read(inflated(self.data, first, start, end))
+            else:
+                event = payload.read(self.data, start, end)
             if event is None:
                 self.others.append(bytes(self.data[start:end]))
                 continue

@@ -9,12 +9,14 @@ from .sections import Parts, hottest, sections
 Pair = dict[str, Figures]  # one round: server's name → figures
 
 FAULTS = ("lost", "doubled", "reordered")
-_NAME = 36
+WRONG = (*FAULTS, "closed", "miscounted")
+_NAME = 38
+_COMPARED = _NAME + 44  # with both figures and their ratio
 
 
 def is_wrong(figures: Figures) -> bool:
-    """Something was lost, doubled or reordered, or a connection ended."""
-    return any(figures.get(name, 0) for name in (*FAULTS, "closed"))
+    """Something was lost, doubled, reordered or counted wrong, or a connection ended."""
+    return any(figures.get(name, 0) for name in WRONG)
 
 
 def delivery_head() -> list[str]:
@@ -29,20 +31,25 @@ def delivery_head() -> list[str]:
 
 
 def delivery_rows(workload: Workload, rounds: list[Pair]) -> list[str]:
-    """A row for the CPU, and for an open loop one each for p50 and p99."""
+    """A row for the CPU, for an open loop one each for p50 and p99, and one for what compression makes of a frame."""
     if not rounds:
         return [f"{workload.name:{_NAME}} no result"]
     ours, bare = _sides(rounds)
     rates = f"{_middle(ours, 'deliveries_per_second'):,.0f} | {_middle(bare, 'deliveries_per_second'):,.0f}"
     busy = f"{_middle(ours, 'server_busy'):.0%} | {_middle(bare, 'server_busy'):.0%}"
     compared = _compared(workload.name, "server_us", "µs", rounds)
-    rows = [f"{compared:<80} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"]
+    rows = [f"{compared:<{_COMPARED}} {rates:>21}  {busy:>11}  {_faults(ours)} | {_faults(bare)}"]
     if workload.rate:
         rows += [_compared(f"  latency {name}", f"{name}_ms", "ms", rounds) for name in ("p50", "p99")]
+    if workload.is_compressed:
+        size, plain = _middle(ours, "frame_bytes"), _middle(bare, "frame_bytes")
+        rows.append(f"  frames of {size:.0f} bytes; the baseline's are not compressed and have {plain:.0f}")
     return rows
 
 
-def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures], pings: list[Figures]) -> list[str]:
+def absolute_rows(
+    measured: dict[Workload, list[Pair]], publishes: list[Figures], pings: dict[Workload, list[Figures]]
+) -> list[str]:
     """Connecting and idling from the workload with most clients; publishes and pings from their own runs."""
     rows = []
     largest = max(measured, key=lambda workload: workload.clients)
@@ -60,13 +67,21 @@ def absolute_rows(measured: dict[Workload, list[Pair]], publishes: list[Figures]
             f"  one publish_many producer, {_middle(publishes, 'publish_us'):.1f} µs of its CPU each and "
             f"{_middle(publishes, 'redis_us'):.1f} µs of Redis'; {'/'.join(FAULTS)} {_faults(publishes)}",
         ]
-    if pings:
-        rows += [
-            _row("inbound pings", pings, "pings_per_second", "/s"),
-            f"  each answered before the client's next, {_middle(pings, 'ping_us'):.1f} µs of the node's CPU each, "
-            f"{_middle(pings, 'server_busy'):.0%} busy; lost {sum(each['lost'] for each in pings)}",
-        ]
+    for workload, figures in pings.items():
+        rows += ping_rows(workload, figures)
     return rows
+
+
+def ping_rows(workload: Workload, figures: list[Figures]) -> list[str]:
+    if not figures:
+        return [f"{workload.name:{_NAME}} no result"]
+    calls = sum(each["script_calls"] for each in figures) / sum(each["pongs"] for each in figures)
+    return [
+        _row(workload.name, figures, "pings_per_second", "/s"),
+        f"  each answered before the client's next, {_spread([each['ping_us'] for each in figures], 1)} µs of the "
+        f"node's CPU each, {_middle(figures, 'server_busy'):.0%} busy; {_middle(figures, 'redis_us'):.1f} µs of Redis' "
+        f"and {calls:g} EVALSHA; lost {sum(each['lost'] for each in figures)}",
+    ]
 
 
 def profile_lines(name: str, samples: list[Any], table: Parts) -> list[str]:

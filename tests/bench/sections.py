@@ -9,14 +9,33 @@ from typing import Any
 Parts = tuple[tuple[str, tuple[str, ...]], ...]
 
 NODE: Parts = (
-    ("write to sockets", ("gateway/hub.py:Group.deliver", "gateway/connection.py:Connection._say")),
-    ("encode, frame, join", ("gateway/hub.py:frames_of", "gateway/frames.py:text", "gateway/frames.py:_head")),
+    ("write to sockets", ("gateway/hub.py:Group.deliver", "gateway/connection.py:Connection.say")),
+    ("encode, frame, join", ("gateway/hub.py:frame", "gateway/frames.py:text", "gateway/frames.py:_head")),
+    ("compress", ("gateway/frames.py:deflated", "gateway/deflate.py:compress")),
     ("match", ("gateway/hub.py:Index.match", "gateway/hub.py:Hub.dispatch", "gateway/node.py:Node.on_events")),
+    (
+        "follow positions",
+        (
+            "gateway/hub.py:agents_of",
+            "gateway/connection.py:Connection._complete",
+            "gateway/following.py:Following.complete",
+        ),
+    ),
     ("join and leave groups", ("gateway/hub.py:",)),
     ("read feed, parse", ("broker/resp.py",)),
     ("follow positions", ("broker/feed.py", "broker/positions.py", "broker/keyspace.py")),
     ("decode, check events", ("broker/events.py", "broker/catalog.py")),
-    ("parse what clients say", ("gateway/dialects/maxicore.py:decode", "gateway/dialects/maxicore.py:_asked")),
+    (
+        "parse what clients say",
+        (
+            "gateway/dialects/maxicore.py:decode",
+            "gateway/dialects/maxicore.py:_asked",
+            "gateway/dialects/freeagentics.py:decode",
+            "gateway/dialects/freeagentics.py:_asked",
+            "gateway/dialects/reading.py",
+            "gateway/deflate.py:decompress",
+        ),
+    ),
     ("encode, frame, join", ("gateway/dialects/",)),
     (
         "handshake",
@@ -27,16 +46,53 @@ NODE: Parts = (
             "gateway/node.py:Node.connect",
         ),
     ),
-    ("handshake", ("uvicorn/", "gateway/http.py")),
+    ("handshake", ("uvicorn/", "gateway/http.py", "gateway/deflate.py", "gateway/addresses.py")),
     ("parse what clients say", ("gateway/frames.py", "gateway/wire.py")),
     ("check the token", ("gateway/auth.py", "jwt/")),
     (
-        "session, connection",
-        ("gateway/session.py", "gateway/connection.py", "gateway/messages.py", "broker/filters.py"),
+        "find a place",
+        (
+            "broker/limits/leases.py",
+            "gateway/places.py",
+            "gateway/connection.py:Connection._enter",
+            "gateway/connection.py:Connection._find_place",
+        ),
     ),
+    (
+        "count messages",
+        (
+            "broker/limits/",
+            "broker/script.py",
+            "gateway/connection.py:Connection._take",
+            "gateway/session.py:Session.arrive",
+            "gateway/session.py:Session.taken",
+        ),
+    ),
+    (
+        "wait, go on",
+        (
+            "gateway/connection.py:Connection.wait",
+            "gateway/connection.py:Connection._work",
+            "gateway/connection.py:Connection._go_on",
+        ),
+    ),
+    (
+        "session, connection",
+        (
+            "gateway/session.py",
+            "gateway/connection.py",
+            "gateway/following.py",
+            "gateway/subscriptions.py",
+            "gateway/messages.py",
+            "gateway/buffer.py",
+            "broker/filters.py",
+        ),
+    ),
+    ("commands", ("gateway/orders.py", "broker/commands/")),
+    ("vitals", ("gateway/vitals/", "broker/election.py")),
     ("clock", ("gateway/clock.py",)),
     ("metrics", ("gateway/metrics.py", "prometheus_client/")),
-    ("ask Redis", ("redis/", "broker/")),
+    ("ask Redis", ("redis/", "broker/", "asyncio/streams.py", "asyncio/timeouts.py")),
     ("event loop: poll, read", ("asyncio/", "uvloop/")),
 )
 PRODUCER: Parts = (

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from broker.local import LocalRedis, find_redis_server
 
-from ..support import SECRET, free_port, http, token
+from ..support import SECRET, free_port, http
 from .machine import Cores
-from .payload import WORKSPACE
 
 PREFIX = "bench"
+UNLIMITED = -1
+_PATHS = {"maxicore": "/v2/ws?token={token}&envelope=flat", "freeagentics": "/api/v1/ws?token={token}"}
 _START_SECONDS = 20.0
 
 
@@ -35,8 +36,8 @@ class Server:
 
     pid: int
     port: int
-    path: str
-    """Where clients connect; `{agent}` stands for the agent a client watches."""
+    paths: Mapping[str, str]
+    """Where clients of each dialect connect, with what `clients.connect` replaces."""
     broadcast_way: str
     unicast_way: str
     """How events get to it: see `publisher`."""
@@ -50,8 +51,14 @@ def fresh_redis() -> Iterator[LocalRedis]:
 
 
 @contextlib.contextmanager
-def trunkline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> Iterator[Server]:
-    """`trunkline serve`; with `profile`, under the sampler of `profiled`, which writes there."""
+def trunkline(
+    redis: LocalRedis, cores: Cores, messages: int = UNLIMITED, profile: Path | None = None
+) -> Iterator[Server]:
+    """`trunkline serve`; with `profile`, under the sampler of `profiled`, which writes there.
+
+    A connection may send so many `messages` a minute, and so may all of its user's together. There may be any number of
+    connections; those of users are counted all the same.
+    """
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
     environment |= {
@@ -59,21 +66,27 @@ def trunkline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> I
         "TRUNKLINE_PREFIX": PREFIX,
         "TRUNKLINE_DRAIN_WAIT_SECONDS": "0",
         "TRUNKLINE_DRAIN_SECONDS": "0",
+        "TRUNKLINE_MAX_CONNECTIONS_PER_USER": str(UNLIMITED),
+        "TRUNKLINE_MAX_CONNECTIONS_PER_ADDRESS": str(UNLIMITED),
+        "TRUNKLINE_MAX_CONNECTS_PER_MINUTE": str(UNLIMITED),
+        "TRUNKLINE_MAX_MESSAGES_PER_MINUTE": str(messages),
+        "TRUNKLINE_MAX_USER_MESSAGES_PER_MINUTE": str(messages),
     }
     program = ["gateway"] if profile is None else ["tests.bench.profiled", str(profile), "gateway"]
     command = [*program, "serve", "--host", "127.0.0.1", "--port", str(port), "--redis-url", redis.url]
-    path = f"/v2/ws?token={token(WORKSPACE)}&envelope=flat"
 
     def is_ready() -> bool:
         return http(f"http://127.0.0.1:{port}/ready")[0] == 200
 
     with process("trunkline", command, cores, is_ready, environment) as pid:
-        yield Server(pid, port, path, "log", "live")
+        yield Server(pid, port, _PATHS, "log", "live")
 
 
 @contextlib.contextmanager
-def baseline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> Iterator[Server]:
-    """The bare loop of `baseline`. It is not profiled: nearly all of it is one system call."""
+def baseline(
+    redis: LocalRedis, cores: Cores, messages: int = UNLIMITED, profile: Path | None = None
+) -> Iterator[Server]:
+    """The bare loop of `baseline`. It has no limits, and is not profiled: nearly all of it is one system call."""
     port = free_port()
 
     def is_ready() -> bool:
@@ -83,7 +96,7 @@ def baseline(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> It
 
     command = ["tests.bench.baseline", str(port), str(redis.port)]
     with process("baseline", command, cores, is_ready, dict(os.environ)) as pid:
-        yield Server(pid, port, "/{agent}", "ready-log", "ready")
+        yield Server(pid, port, dict.fromkeys(_PATHS, "/{agent}"), "ready-log", "ready")
 
 
 @contextlib.contextmanager

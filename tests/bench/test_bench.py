@@ -1,4 +1,4 @@
-"""The benchmark's own parts count right: a short run against the baseline, and the reader's judgement by hand."""
+"""The benchmark's own parts count right: short runs of it, and the reader's judgement by hand."""
 
 import dataclasses
 import json
@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway.frames import deflated
+
 from . import payload, sections, servers
 from .baseline import frame
 from .load import Job
 from .machine import Cores
+from .plan import Bench, Lengths, Workload
 from .reading import Reader, Stream
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark stands on epoll and /proc")
 
 CLIENTS = 20
+SHORT = Lengths(warm=0.1, closed_loop=0.3, open_loop=0.3, producer=0.1)
 
 
 @pytest.mark.parametrize("agents", [1, CLIENTS])
@@ -25,7 +29,7 @@ def test_every_client_of_the_baseline_gets_every_event_once(agents: int) -> None
             server_pid=server.pid,
             redis_pid=redis.pid,
             port=server.port,
-            path=server.path,
+            path=server.paths["maxicore"],
             redis_port=redis.port,
             prefix=servers.PREFIX,
             way=server.broadcast_way if agents == 1 else server.unicast_way,
@@ -40,6 +44,24 @@ def test_every_client_of_the_baseline_gets_every_event_once(agents: int) -> None
     assert figures["deliveries"] > 0
     assert figures["server_us"] > 0
     assert [figures[name] for name in ("lost", "doubled", "reordered", "closed", "strays")] == [0, 0, 0, 0, 0]
+
+
+def test_every_freeagentics_client_gets_every_event_once_and_compressed() -> None:
+    bench = Bench(Cores.of_this_machine(), SHORT)
+    workload = Workload("short", CLIENTS, agents=1, window=8, dialect="freeagentics", is_compressed=True)
+    figures = bench.load(workload, "trunkline")
+    assert figures["deliveries"] > 0
+    assert figures["compressed"] >= figures["published"] > 0
+    assert [figures[name] for name in ("lost", "doubled", "reordered", "closed", "strays")] == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("messages", "calls"), [(servers.UNLIMITED, 0), (1_000_000, 1)])
+def test_a_limit_costs_one_call_per_message(messages: int, calls: int) -> None:
+    bench = Bench(Cores.of_this_machine(), SHORT)
+    figures = bench.pings(Workload("short", CLIENTS, agents=1, dialect="freeagentics", messages=messages))
+    assert figures["pongs"] > CLIENTS
+    assert figures["script_calls"] == calls * figures["pongs"]
+    assert [figures[name] for name in ("lost", "miscounted")] == [0, 0]
 
 
 def sent(*sequences: int) -> bytes:
@@ -75,6 +97,17 @@ def test_a_client_whose_bytes_differ_is_judged_by_its_own() -> None:
     assert [reader.messages for reader in readers] == [4, 1, 4, 3]
     assert [reader.tally().lost(4) for reader in readers] == [0, 3, 0, 1]
     assert [reader.is_alone for reader in readers] == [False, False, True, True]
+
+
+def test_compressed_events_are_read_too() -> None:
+    data = b"".join(
+        deflated(payload.flat_json("agent-0001", sequence, position=True)) if sequence % 2 else sent(sequence)
+        for sequence in range(4)
+    )
+    stream = Stream()
+    reader = read(stream, data)
+    assert stream.compressed == 2
+    assert (reader.messages, reader.tally().lost(4)) == (4, 0)
 
 
 def test_a_sample_belongs_to_the_innermost_function_that_has_a_part() -> None:
