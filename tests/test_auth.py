@@ -57,6 +57,12 @@ def accepts(verifier: Verifier, token: str) -> Claims:
     return verifier.verify(token, time.time())
 
 
+def test_a_subject_that_is_no_unicode_has_a_digest_as_others_have() -> None:
+    """JSON can say half a character. Who is named so is nobody else, and does no harm."""
+    names = [accepts(verifier(), token(sub=name)).user for name in ("\ud800", "\ud801", "?")]
+    assert len({auth.digest(name) for name in names}) == 3
+
+
 # -- HS256
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from broker import Broker, Command, Event, Invalid, Unavailable, address
 from broker.commands import Reply, commander, listener
 from broker.commands.command import MAX_HELD
 from broker.commands.commander import Commander
+from broker.commands.settling import Settler
 from broker.errors import AgentOffline, AgentUnknown, QueueFull
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
@@ -352,6 +355,34 @@ async def test_a_redis_that_is_away_or_silent_makes_senders_hear_unavailable(
         middle.lose_answers(0)
         await sender.command()
         assert sender.commander.pending == 3
+
+
+async def test_what_a_redis_that_stood_still_takes_up_too_late_is_not_done(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender was told that it could not be sent, and may have thought of something else."""
+    with private_redis() as redis:
+        async with (
+            Broker.connect(redis.url, prefix=prefix) as broker,
+            sending(redis.url, prefix) as sender,
+            listening(broker) as given,
+        ):
+            seconds, microseconds = await sender.redis.time()
+            sender.commander.tick(seconds + microseconds / 1e6)
+            await sender.send("start")
+            await first(given)
+            os.kill(redis.pid, signal.SIGSTOP)
+            with monkeypatch.context() as impatient:
+                impatient.setattr(commander, "PATIENCE_SECONDS", 0.2)
+                with pytest.raises(Unavailable):
+                    await sender.command("stop")
+            given_up = time.time()
+            await until(lambda: time.time() > given_up + 0.01)  # Redis counts in milliseconds
+            os.kill(redis.pid, signal.SIGCONT)
+            await sender.command("restart")
+            assert [command.name for command in await first(given, 2)] == ["start", "restart"]
+            assert await sender.queued() == 2
+            assert await sender.commander.waiting(WORKSPACE) == 2
 
 
 # -- at least once
@@ -730,6 +761,34 @@ async def test_an_agent_is_present_while_somebody_listens(redis_url: str, prefix
 
 async def _is_renewed(sender: Sender, presence: str) -> bool:
     return int(await sender.redis.pttl(presence)) > 1300
+
+
+async def test_an_agent_that_is_cancelled_while_it_settles_ends(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though redis-py can swallow a cancellation that comes together with Redis' answer, as is played here."""
+    send = Settler._send
+
+    async def send_and_be_cancelled(*arguments: Any) -> None:
+        await send(*arguments)
+        agent.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    async def obey() -> None:
+        async for command in broker.commands(AGENT, workspace_id=WORKSPACE):
+            await command.done()
+
+    monkeypatch.setattr(Settler, "_send", send_and_be_cancelled)
+    async with Broker.connect(redis_url, prefix=prefix) as broker, sending(redis_url, prefix) as sender:
+        agent = asyncio.create_task(obey())
+        key = await sender.send()
+        assert await sender.reply(key) == Reply(key, "done")
+        ended, _ = await asyncio.wait([agent], timeout=3)
+        agent.cancel()
+        assert ended == {agent}
+        assert agent.cancelled()
+        assert await sender.queued() == 0
 
 
 async def test_a_broker_that_closes_ends_its_iterators_and_their_presence(redis_url: str, prefix: str) -> None:

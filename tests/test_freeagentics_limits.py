@@ -348,15 +348,16 @@ async def test_a_killed_nodes_places_are_free_when_its_leases_end_not_before_and
                 await run.step()
                 await asyncio.sleep(STEP_SECONDS)
 
-            print(run.outcomes)
-            assert min(run.outcomes.values()) > 0, run.outcomes
             for me in run.users:
                 while len(run.live[me]) < 5:
                     await run.connect(me)  # all are free again
+                await run.connect(me)
                 for node in nodes:
                     await refusal(node, me)
                 for _, client in run.live[me].values():
                     assert await client.synchronise() == []
+            print(run.outcomes)
+            assert min(run.outcomes.values()) > 0, run.outcomes
 
 
 # Connections of an address

@@ -35,9 +35,13 @@ async def is_away(*nodes: Node) -> None:
     assert [http(node.http("/live"))[0] for node in nodes] == [200] * len(nodes)
 
 
+def get_status(request_id: str) -> dict[str, Any]:
+    return {"type": "command", "data": {"agent_id": AGENT, "command": "get_status", "request_id": request_id}}
+
+
 async def command(client: FreeAgentics) -> dict[str, Any]:
     """Ask the agent for its status: what comes back, an event's words or an error's."""
-    await client.send({"type": "command", "data": {"agent_id": AGENT, "command": "get_status", "request_id": "req-1"}})
+    await client.send(get_status("req-1"))
     return await client.until("agent_status", "command_error", seconds=15)
 
 
@@ -82,12 +86,17 @@ async def delivers(broker: Broker, *clients: FreeAgentics) -> None:
 
 
 @contextlib.asynccontextmanager
-async def obedient_agent(redis: LocalRedis, prefix: str) -> AsyncIterator[Broker]:
-    """An agent in a broker of its own, which answers each command. The broker publishes, too."""
+async def obedient_agent(redis: LocalRedis, prefix: str, done: list[str] | None = None) -> AsyncIterator[Broker]:
+    """An agent in a broker of its own, which answers each command. The broker publishes, too.
+
+    The ids of the requests that it was given are added to `done`.
+    """
     async with Broker.connect(redis.url, prefix=prefix, workspace_id="ws-456") as broker:
 
         async def obey() -> None:
             async for one in broker.commands(AGENT):
+                if done is not None:
+                    done.append(one.request_id)
                 await one.done({"new_status": "idle"})
 
         task = asyncio.create_task(obey())
@@ -197,6 +206,68 @@ async def test_after_a_redis_that_stopped_and_lost_all_its_data_everything_works
                 await pongs(client)
         for node in (here, there):
             assert "Traceback" not in node.output()
+
+
+# What a client says behind a subscription of a new channel, which only Redis can begin.
+SUBSCRIBE: dict[str, Any] = {"type": "subscribe", "data": {"events": ["agent_status"], "agents": ["another"]}}
+
+
+async def is_answered_behind_a_subscription(client: FreeAgentics, leaving: FreeAgentics) -> None:
+    """What does not build on it does not wait for it, whatever it is."""
+    for one in (client, leaving):
+        await one.send(SUBSCRIBE)
+    for message in (get_status("late"), "{", {"type": "ping"}):
+        await client.send(message)
+    await leaving.send({"type": "disconnect"})
+    refused, malformed, pong = [await client.receive() for _ in range(3)]
+    assert (refused["data"]["error_code"], refused["data"]["request_id"]) == ("UNAVAILABLE", "late")
+    assert malformed["data"]["error_code"] == "INVALID_MESSAGE_FORMAT"
+    assert pong["type"] == "pong"
+    assert (await leaving.closed())[0] == 1000
+
+
+async def test_nobody_waits_behind_a_subscription_for_a_redis_that_is_away_and_no_command_is_done_later(
+    prefix: str, start_node: Callable[..., Node]
+) -> None:
+    with private_redis(appendonly="yes") as redis:
+        node = start_node(redis_url=redis.url, **SETTINGS)
+        me, done = user(scope="events:read commands:send"), list[str]()
+        async with obedient_agent(redis, prefix, done), Clients() as clients:
+            client, leaving = [await clients.join(node, me) for _ in range(2)]
+            await is_answered(client)
+            await asyncio.to_thread(redis.stop)
+            await is_away(node)
+            await is_answered_behind_a_subscription(client, leaving)
+            await asyncio.to_thread(redis.start)
+            await client.until("subscription_confirmed")
+            await is_answered(client)
+            assert "late" not in done
+        assert "Traceback" not in node.output()
+
+
+async def test_nor_for_one_that_stands_still_and_what_was_on_its_way_is_not_done_either(
+    prefix: str, start_node: Callable[..., Node]
+) -> None:
+    with private_redis() as redis:
+        # What nobody counts asks Redis nothing before it is on its way.
+        uncounted = {"max_messages_per_minute": -1, "max_user_messages_per_minute": -1}
+        node = start_node(redis_url=redis.url, **(SETTINGS | uncounted))
+        me, done = user(scope="events:read commands:send"), list[str]()
+        async with obedient_agent(redis, prefix, done), Clients() as clients:
+            client, leaving, sending = [await clients.join(node, me) for _ in range(3)]
+            await is_answered(client)
+            os.kill(redis.pid, signal.SIGSTOP)
+            # The node does not know yet that Redis gives no answer.
+            await sending.send(get_status("sent"))
+            await is_answered_behind_a_subscription(client, leaving)
+            refused = await sending.until("command_error")
+            assert (refused["data"]["error_code"], refused["data"]["request_id"]) == ("UNAVAILABLE", "sent")
+            await is_away(node)
+            os.kill(redis.pid, signal.SIGCONT)
+            await client.until("subscription_confirmed")
+            await is_answered(client)
+            assert not {"late", "sent"} & set(done)
+        assert "Traceback" not in node.output()
 
 
 async def test_a_node_that_is_stopped_while_redis_is_away_goes_in_peace(

@@ -749,6 +749,58 @@ def test_the_clients_own_id_of_a_command_comes_back_whatever_it_is() -> None:
         assert told["data"]["request_id"] == request_id
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside data", "in data"])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"agent_id": 5}, {"agent_id": None}, {"command": ["stop"]}, {"parameters": []}, {"workspace_id": 5}],
+    ids=str,
+)
+def test_a_malformed_command_keeps_its_id(wrong: Message, beside: bool) -> None:
+    """And what else of it can be told, so that its sender knows which one failed."""
+    asked = {"agent_id": "a", "command": "stop"} | wrong
+    error = refused(
+        {"type": "command", "request_id": "r-1", "data": asked}
+        if beside
+        else {"type": "command", "data": asked | {"request_id": "r-1"}}
+    )
+    assert error.reason is INVALID_MESSAGE
+    assert isinstance(error.request, Command)
+    assert error.request.request_id == "r-1"
+    told = said(Error(error.reason, error.detail, error.request, reference=error.request.request_id))
+    assert told["type"] == "command_error"
+    assert told["data"]["request_id"] == "r-1"
+    for name in ("agent_id", "command"):
+        assert told["data"][name] == (asked[name] if isinstance(asked[name], str) else None)
+
+
+@pytest.mark.parametrize("request_id", [5, None, "", "x" * 256, "a\nb", {"id": 1}], ids=lambda given: str(given)[:9])
+def test_what_is_no_id_is_none(request_id: Any) -> None:
+    error = refused(_data("command", agent_id=5, request_id=request_id))
+    assert isinstance(error.request, Command)
+    assert not error.request.request_id
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        _data("subscribe", events=5, request_id="r-1"),
+        _data("configure", metrics_interval=1, request_id="r-1"),
+        {"type": "subscribe", "request_id": "r-1"},
+        {"type": "dance", "request_id": "r-1", "data": {"request_id": "r-1"}},
+        {"type": "command", "request_id": "r-1", "data": [{"request_id": "r-1"}]},
+        {"data": {"agent_id": "a", "command": "stop", "request_id": "r-1"}},
+        [{"type": "command", "data": {"request_id": "r-1"}}],
+        '{"type":"command","data":{"request_id":"r-1"}',
+    ],
+    ids=lambda message: str(message)[:60],
+)
+def test_what_is_no_command_is_refused_as_none(message: Any) -> None:
+    """Its answer carries an id of ours: no command of the client's has failed."""
+    error = refused(message)
+    assert error.reason is INVALID_MESSAGE
+    assert error.request is None
+
+
 def test_what_looks_like_a_secret_is_not_repeated_in_an_error() -> None:
     for name, agent in ((SECRET, "a"), ("stop", SECRET)):
         for reason in (UNKNOWN_COMMAND, AGENT_UNKNOWN, FORBIDDEN):

@@ -1,10 +1,15 @@
 """Replays under pressure: what is held overflows, and nobody is told a position that they do not have."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from broker import Broker, Event
+from broker.log import Page
+from broker.positions import START, Position
+from gateway.replay import Resume, Walk
 
 from .lean import LeanClient
 from .support import Node, token
@@ -39,3 +44,36 @@ async def test_a_hold_that_overflows_during_a_replay_loses_nothing_of_any_worksp
         assert steps["ws-b"] == list(range(1, 3000))
         assert steps["ws-a"] == list(range(800))
         client.close()
+
+
+class Walker:
+    """Somebody who resumes at the log's beginning. `fails_at` is the page, from 1, that a bug keeps it from taking."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.cursors = {"ws-456": Position(START)}
+        self.connection = SimpleNamespace(is_gone=False, is_full=False)
+        self.pages = 0
+        self.taken: list[str | None] = []
+        self._fails_at = fails_at
+
+    def take(self, workspace: str, page: Page, places: list[Any]) -> None:
+        self.pages += 1
+        if self.pages == self._fails_at:
+            raise RuntimeError("its socket is closed")
+        self.taken += [event.id for event in page.events]
+        self.cursors[workspace] = page.end
+
+
+async def test_who_cannot_take_a_page_ends_alone(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        ids = await broker.publish_many([progress("ws-456", step) for step in range(200)])
+        walk = Walk(broker.log, "ws-456", {}, asyncio.Semaphore(1))
+        walkers = [Walker(), Walker(fails_at=1), Walker(fails_at=2), Walker()]
+        async with asyncio.timeout(10):
+            ends = await asyncio.gather(
+                *(walk.join(cast(Resume, walker)) for walker in walkers), return_exceptions=True
+            )
+        assert [type(end) for end in ends] == [bool, RuntimeError, RuntimeError, bool]
+        for walker in (walkers[0], walkers[-1]):
+            assert walker.pages > 1
+            assert walker.taken == ids

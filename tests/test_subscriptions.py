@@ -18,7 +18,7 @@ from gateway.reasons import (
     TOO_MANY_SUBSCRIPTIONS,
     Reason,
 )
-from gateway.subscriptions import MAX_ENTRIES, ByFilter, ByType, Subscriptions
+from gateway.subscriptions import MAX_ENTRIES, MAX_PLACES, ByFilter, ByType, Subscriptions
 
 OWN = frozenset({"ws-1"})
 LIMITS = Limits(max_message_bytes=1000, max_event_types=20, max_subscriptions=3, max_filter_values=10)
@@ -339,6 +339,27 @@ def test_ways_to_ask_for_types_are_bounded() -> None:
     assert refused(table.table.subscribe, asked("system_alerts")) is INVALID_MESSAGE
     assert table.table.interest(OWN) == before
     table.subscribe("system_alerts", severities=["severity-0"])
+
+
+def test_different_agents_for_different_types_are_bounded_together() -> None:
+    """What the hub looks through at each message of a client: types that ask for the same agents are one filter."""
+    table = Table(msgspec.structs.replace(LIMITS, max_filter_values=1000))
+    agents = [f"agent-{number}" for number in range(501)]
+    parts = [[agent for agent in agents if agent != left_out] for left_out in agents]
+    room = MAX_PLACES // len(parts[0])
+    for kind, part in zip(TYPES[:room], parts, strict=False):
+        table.subscribe(kind, agents=part)
+    another, yet_another = TYPES[room : room + 2]
+    before = table.table.interest(OWN), confirmed(table.table)
+    assert refused(table.table.subscribe, asked(another, agents=parts[room])) is INVALID_MESSAGE
+    assert (table.table.interest(OWN), confirmed(table.table)) == before
+    table.subscribe(another, yet_another, agents=parts[0])
+    # Who gives one agent back for one of the types would part it from the others.
+    before = table.table.interest(OWN), confirmed(table.table)
+    assert refused(table.table.unsubscribe, asked(another, agents=agents[-1:]), OWN) is INVALID_MESSAGE
+    assert (table.table.interest(OWN), confirmed(table.table)) == before
+    table.unsubscribe(TYPES[1])
+    table.unsubscribe(another, agents=agents[-1:])
 
 
 # -- by type: against a naive model
