@@ -59,8 +59,8 @@ async def inside(redis_url: str, prefix: str, **settings: Any) -> AsyncIterator[
             await serving
 
 
-def status(workspace: str, reason: str = "", size: int = 0) -> Event:
-    data = {"old_status": "idle", "new_status": "active", "reason": reason, "padding": "x" * size}
+def status(workspace: str, size: int = 0) -> Event:
+    data = {"old_status": "idle", "new_status": "active", "padding": "x" * size}
     return Event(type="agent_status", workspace_id=workspace, agent_id="agent_123", data=data)
 
 
