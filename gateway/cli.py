@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from datetime import datetime
 from typing import Any, NoReturn
 
 import msgspec
@@ -15,6 +16,7 @@ import uvloop
 
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
 from broker.catalog import CATALOG
+from broker.credentials import Credentials, Key
 from broker.events import pack
 from broker.keyspace import check_id, check_workspace
 from broker.lines import Gap
@@ -62,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[Settings, argparse.Namespace], int], text: str, settings: tuple[str, ...] = ("",)
+        name: str,
+        run: Callable[[Settings, argparse.Namespace], int],
+        text: str,
+        settings: tuple[str, ...] = ("",),
+        *,
+        within: Any = commands,
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub: argparse.ArgumentParser = within.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         group = sub.add_argument_group("settings (or TRUNKLINE_… in the environment)")
         for field in fields():
@@ -85,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--scope", help='what it may do, as "events:read commands:send"; absent: read only')
     token.add_argument("--agent", help="the agent whose own token it is")
     token.add_argument("--ttl", type=int, default=3600, help="seconds until it expires [3600]")
+    text = "make, list and revoke the API keys of workflow endpoints"
+    keys = commands.add_parser("key", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
+    create = command("create", _key_create, "make a key; it is shown now and never again", REDIS, within=keys)
+    create.add_argument("--endpoint", required=True, help="the endpoint that it opens")
+    create.add_argument("--workspace", required=True, help="whose the endpoint is, from its first key on")
+    listing = command("list", _key_list, "list keys, revoked ones too, oldest first", REDIS, within=keys)
+    listing.add_argument("--endpoint", help="only of this endpoint")
+    listing.add_argument("--workspace", help="only of this workspace")
+    listing.add_argument("--json", action="store_true", help="a line of JSON each")
+    revoke = command(
+        "revoke", _key_revoke, "let a key open nothing any more, and end its connections", REDIS, within=keys
+    )
+    revoke.add_argument("id", help="id of the key, as key list shows it")
     publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input", REDIS)
     publish.add_argument("--workspace", required=True)
     publish.add_argument("--agent", help="agent of the event, or of lines that name none")
@@ -148,6 +168,55 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     )
     print(auth.sign(settings, claims))
     return 0
+
+
+# -- key
+
+
+def _key_create(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            created = await Credentials(broker.redis, broker.keys).create(options.endpoint, options.workspace)
+        print(f"{created.id} opens {options.endpoint} of {options.workspace}. It is shown only now:")
+        print(created.key)
+        return 0
+
+    return _run(work())
+
+
+def _key_list(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            found = await Credentials(broker.redis, broker.keys).list(options.endpoint, options.workspace)
+        if options.json:
+            for key in found:
+                print(msgspec.json.encode(key).decode())
+        else:
+            _print_table([Key.__struct_fields__, *map(msgspec.structs.astuple, found)])
+        return 0
+
+    return _run(work())
+
+
+def _key_revoke(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            await Credentials(broker.redis, broker.keys).revoke(options.id)
+        print(f"{options.id} is revoked")
+        return 0
+
+    return _run(work())
+
+
+def _print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as what stands in them; a moment to the second."""
+    texts = [
+        [f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value or "-") for value in row]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 # -- publish
