@@ -259,7 +259,7 @@ async def test_only_a_day_on_which_a_key_opened_its_endpoint_counts_as_use(offic
     await office.outcome(made.key, OTHER_ENDPOINT)
     assert not await office.redis.hexists(office.record(made), "used")
     await office.redis.hset(office.record(made), "used", 20_000)
-    assert (await office.credentials.list())[0].last_used == date(2024, 10, 4)
+    assert (await office.credentials.list(ENDPOINT))[0].last_used == date(2024, 10, 4)
     await office.outcome(made.key)
     seconds, _ = await office.redis.time()
     assert abs(int(await office.redis.hget(office.record(made), "used")) - seconds // 86400) <= 1
