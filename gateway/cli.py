@@ -3,18 +3,21 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 import uvloop
 
-from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
+from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker
 from broker.catalog import CATALOG
 from broker.credentials import Credentials, Key
 from broker.events import pack
@@ -116,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
     tail.add_argument("--type", action="append", help="only of this type; may be repeated")
     tail.add_argument("--since", help="first what came after this position; 0-0 is the beginning")
+    worker = command(
+        "worker",
+        _worker,
+        "run a workflow worker, until it is told to end",
+        ("drain_seconds", "log_level", "log_format"),
+    )
+    worker.add_argument(
+        "worker",
+        metavar="MODULE:WORKER",
+        help="where its Worker stands; the module is found from the current directory",
+    )
     return parser
 
 
@@ -149,6 +163,39 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
         return 0
 
     return _run(work())
+
+
+# -- worker
+
+
+def _worker(settings: Settings, options: argparse.Namespace) -> int:
+    worker = _find_worker(options.worker)
+
+    async def work() -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        await worker.run(grace_seconds=settings.drain_seconds)
+        return 0
+
+    return _run(work())
+
+
+def _find_worker(where: str) -> Worker:
+    """The `Worker` of that name in that module. What the module itself raises is its author's to see, whole."""
+    name, _, attribute = where.partition(":")
+    if not (name and attribute):
+        raise Invalid("worker", f"expected module:worker, got {where!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise Invalid("worker", f"no module {error.name!r} here or among what is installed") from None
+    worker = getattr(module, attribute, None)
+    if not isinstance(worker, Worker):
+        raise Invalid("worker", f"no Worker {attribute!r} in the module {name!r}")
+    return worker
 
 
 # -- token

@@ -25,6 +25,12 @@ KINDS: dict[str, Callable[[str, str], str]] = {
     "waiting:{workspace}": lambda workspace, _: KEYS.waiting(workspace),
     "presence:{workspace}:<agent>": KEYS.presence,
     "election:{workspace}": lambda workspace, _: KEYS.election(workspace),
+    "runs:{workspace}:<endpoint>": KEYS.runs,
+    "run:{workspace}:<execution>": KEYS.run,
+    "held:{workspace}:<endpoint>": KEYS.held,
+    "served:{workspace}:<endpoint>": KEYS.served,
+    "cancels:{workspace}:<endpoint>": KEYS.cancels,
+    "connection:{workspace}:<endpoint>:<connection>": lambda workspace, inner: KEYS.connection(workspace, "a", inner),
     "alerts:{workspace}": lambda workspace, _: KEYS.alerts(workspace),
 }
 
@@ -53,9 +59,7 @@ def test_the_table_lists_every_name_and_the_names_are_what_it_lists() -> None:
             "<(holder|endpoint|hash)>|(?<={)(holder|node)(?=})", "x", pattern
         )
     for pattern, name in KINDS.items():
-        expected = "trunkline:" + pattern.replace("workspace}", "ws-1}").replace("<agent>", "a").replace(
-            "<producer>", "a"
-        )
+        expected = "trunkline:" + re.sub("<[a-z]+>", "a", pattern.replace("workspace}", "ws-1}"))
         assert name("ws-1", "a") == expected
     for row in TABLE:
         assert row.type in ("stream", "hash", "channel", "string", "set", "sorted set")
@@ -91,6 +95,12 @@ def test_what_one_script_changes_of_keys_lies_in_one_slot() -> None:
 def test_all_names_of_a_workspace_lie_in_one_slot(workspace: str, inner: str) -> None:
     slots = {key_slot(name(workspace, inner).encode()) for name in KINDS.values()}
     assert slots == {key_slot(workspace.encode())}
+
+
+def test_a_connection_of_an_endpoint_is_no_other_endpoints() -> None:
+    parts = ["a", "a:b", "b:c", "c", "a%3Ab", "a%b"]
+    names = {KEYS.connection("ws-1", endpoint, connection) for endpoint in parts for connection in parts}
+    assert len(names) == len(parts) ** 2
 
 
 def test_events_without_an_agent_have_the_empty_name() -> None:
