@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, Event, Invalid, Runs, Unavailable, address
+from broker import Broker, Event, Invalid, Unavailable
 from broker.errors import Lost, QueueFull, UnknownWorkflow
 from broker.events import pack
 from broker.positions import START
@@ -22,12 +22,11 @@ from broker.runs.queue import Queue, Ready
 from broker.script import Script
 
 from . import workflows
+from .running import ENDS, Client, connected
 from .support import private_redis, until
 from .workflows import ENDPOINT, WORKSPACE
 
 pytestmark = pytest.mark.anyio
-
-ENDS = {"execution_completed", "execution_failed", "execution_cancelled"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,59 +34,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     workflows.quicken(monkeypatch.setattr)
 
 
-class Client:
-    """A gateway's end: starts runs and reads what was said of them."""
-
-    def __init__(self, broker: Broker, **options: Any) -> None:
-        self.broker, self.runs = broker, Runs(broker, **options)
-
-    async def start(self, name: str = "sleep", /, connection: str | None = "ws_1", **more: Any) -> Submitted:
-        terms = {"seconds": more.pop("seconds", 60.0), "max_attempts": more.pop("max_attempts", 3)}
-        metadata = {"idempotency_key": more.pop("key")} if "key" in more else {}
-        return await self.runs.submit(
-            more.pop("workspace", WORKSPACE), more.pop("endpoint", ENDPOINT), name, more, metadata, connection, **terms
-        )
-
-    async def events(self, execution: str | None = None) -> list[Event]:
-        """All that was said, of one execution or of all."""
-        events, end, is_last = [], START, False
-        while not is_last:
-            page, end, is_last, _ = await self.broker.log.page(WORKSPACE, end, 1000)
-            events += [event.event() for event in page]
-        return [event for event in events if execution in (None, event.data["execution_id"])]
-
-    async def kinds(self, execution: str) -> list[str]:
-        return [event.type for event in await self.events(execution)]
-
-    async def end(self, execution: str, seconds: float = 10.0) -> Event:
-        """Its one end event, as soon as it is there."""
-
-        async def ended() -> list[Event]:
-            return [event for event in await self.events(execution) if event.type in ENDS]
-
-        (event,) = await until(ended, seconds)
-        return event  # type: ignore[no-any-return]
-
-    async def state(self, execution: str) -> str:
-        return (await self.broker.redis.hget(self.broker.keys.run(WORKSPACE, execution), "state") or b"").decode()
-
-    async def is_left_nothing(self) -> bool:
-        """No run waits or is held."""
-        keys, redis = self.broker.keys, self.broker.redis
-        left = await redis.xlen(keys.runs(WORKSPACE, ENDPOINT)) + await redis.zcard(keys.held(WORKSPACE, ENDPOINT))
-        return not left
-
-    async def journal(self, word: str = "") -> list[list[str]]:
-        """What the workers wrote down: word, run, attempt, process."""
-        lines = await self.broker.redis.lrange(f"{self.broker.keys.prefix}-journal", 0, -1)
-        return [line.decode().split() for line in lines if line.decode().startswith(word)]
-
-
 @pytest.fixture
 async def client(redis_url: str, prefix: str) -> AsyncIterator[Client]:
-    broker = Broker(address.read(redis_url), prefix=prefix, log_events=100_000, name="tests")
-    yield Client(broker)
-    await broker.close()
+    async with connected(redis_url, prefix) as client:
+        yield client
 
 
 class Crew:

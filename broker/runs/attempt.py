@@ -68,7 +68,10 @@ class Attempt:
     async def make(self, workflows: Mapping[str, Workflow]) -> None:
         """From beginning to end, whatever the workflow does."""
         try:
-            outcome = judge(self._claimed, workflows) or await self._perform(workflows[self._claimed.name])
+            if self.hold.reason is Reason.LEAVING:
+                outcome: Ended | GivenBack | None = GivenBack(is_spared=True, seconds=0)  # it came too late to begin
+            else:
+                outcome = judge(self._claimed, workflows) or await self._perform(workflows[self._claimed.name])
             match outcome:
                 case Ended():
                     await self._end(outcome)

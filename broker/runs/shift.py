@@ -146,6 +146,8 @@ class Shift:
     def _begin(self, claimed: Claimed, asked: float) -> None:
         attempt = Attempt(claimed, asked, self._queue, self._producer)
         self._attempts[claimed.execution] = attempt
+        if self._is_leaving:
+            attempt.hold.stop(Reason.LEAVING)
         task = asyncio.create_task(self._make(attempt, claimed.execution))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
