@@ -15,6 +15,7 @@ import pytest
 from broker import Broker, Event, Invalid, Unavailable
 from broker.errors import Lost, QueueFull, UnknownWorkflow
 from broker.events import pack
+from broker.patience import pause
 from broker.positions import START
 from broker.producer import Fence
 from broker.runs import Submitted
@@ -466,7 +467,7 @@ async def test_chaos_every_run_ends_once_and_no_two_workers_are_at_one(client: C
     async def kill_at_random() -> None:
         nonlocal killed
         while True:
-            await asyncio.sleep(random.uniform(0.2, 0.6))
+            await pause(random.uniform(0.2, 0.6))
             victim = random.choice([process for process in crew.processes if process.poll() is None])
             await kill(crew, client, victim)
             killed += 1
