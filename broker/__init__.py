@@ -1,4 +1,7 @@
-"""The vocabulary of producers and agents: publish events through Redis, watch them, obey commands. Knows no socket."""
+"""The vocabulary of producers, agents and workers: publish events through Redis, obey commands, run workflows.
+
+Knows no socket.
+"""
 
 from .broker import Broker
 from .commands import Command
@@ -6,5 +9,19 @@ from .errors import Invalid, TrunklineError, Unavailable
 from .events import Event
 from .filters import Filter
 from .positions import Position
+from .runs import Retry, Run, Runs, Worker
 
-__all__ = ["Broker", "Command", "Event", "Filter", "Invalid", "Position", "TrunklineError", "Unavailable"]
+__all__ = [
+    "Broker",
+    "Command",
+    "Event",
+    "Filter",
+    "Invalid",
+    "Position",
+    "Retry",
+    "Run",
+    "Runs",
+    "TrunklineError",
+    "Unavailable",
+    "Worker",
+]

@@ -33,4 +33,15 @@ class AgentOffline(TrunklineError):  # noqa: N818
 
 
 class QueueFull(TrunklineError):  # noqa: N818
-    """Too many commands wait already, for this agent or for this node's replies. The command was not sent."""
+    """Too much waits already: commands for this agent or for this node's replies, or runs for their workers.
+
+    Nothing was sent.
+    """
+
+
+class UnknownWorkflow(TrunklineError):  # noqa: N818
+    """The endpoint has workers, and none of them serves a workflow of this name. Nothing was started."""
+
+
+class Lost(TrunklineError):  # noqa: N818
+    """The run is held by somebody else now, or has ended. The event was not published."""

@@ -1,7 +1,8 @@
 """Every key and channel in Redis, in one place: name, type, lifetime, writer.
 
 All names begin with a configurable prefix. What stands in braces decides the Cluster slot, so that a script may touch
-its keys together: those of one workspace, those of all connection limits, the one of a message window.
+its keys together: those of one workspace, those of all connection limits, those of all API keys, the one of a message
+window.
 """
 
 from typing import NamedTuple
@@ -58,6 +59,31 @@ TABLE = (
         "the performance alerts raised now"),
     Row("nodes", "hash", "1 min after the last beat", "beat.lua",
         "CPU and memory of each node, and when (ms) it said so"),
+    Row("endpoint:<endpoint>", "hash", "no end", "`Credentials.create`",
+        "`workspace`, to which it belongs since its first key"),
+    Row("key:{keys}:<hash>", "hash", "no end", "mint.lua, check.lua, revoke.lua",
+        "an API key, under its SHA-256: `id`, `endpoint`, `workspace`, `created` (ms), `used` (last day, counted from "
+        "1970-01-01), `revoked` (ms)"),
+    Row("keys:{keys}", "hash", "no end", "mint.lua", "the hash of each API key by its id"),
+    Row("revocations:{keys}", "stream", "7 days after the last revocation", "revoke.lua",
+        "which API keys were revoked: field `k` is a key's id"),
+    Row("runs:{workspace}:<endpoint>", "stream", "2 days after the last run or beat of a worker",
+        "submit.lua, requeue.lua, release.lua, claim.lua, cancel.lua, beat_runs.lua",
+        "the runs that wait for a worker: field `x` is an execution's id; one consumer group, `workers`"),
+    Row("run:{workspace}:<execution>", "hash", "2 days, 24 h after its end",
+        "submit.lua, claim.lua, release.lua, requeue.lua, cancel.lua, publish.lua",
+        "a run: `state` (queued, running, completed, failed, cancelled), `endpoint`, `name`, `connection`, `attempt`, "
+        "`spared` (attempts that do not count), `attempts` (at most), `deadline` (ms), `entry` in the queue, `holder`, "
+        "`cancel`, and until its end `body`: its JSON"),
+    Row("held:{workspace}:<endpoint>", "sorted set", "2 days after the last run or beat of a worker",
+        "claim.lua, beat_runs.lua, release.lua, requeue.lua, cancel.lua, publish.lua",
+        "the runs that somebody holds or that wait for a retry, by the time (ms) when they go back to the queue"),
+    Row("served:{workspace}:<endpoint>", "sorted set", "15 s after the last beat of a worker", "beat_runs.lua",
+        "the workflows that workers serve, by the time (ms) until which that holds"),
+    Row("cancels:{workspace}:<endpoint>", "stream", "1 min after the last", "cancel.lua",
+        "the running executions that are to stop: field `x` is an execution's id; about 1,000"),
+    Row("connection:{workspace}:<endpoint>:<connection>", "sorted set", "2 days after its last run", "submit.lua",
+        "the executions that a client's `connection_id` started, in their order; at most 1,000"),
 )  # fmt: skip
 
 
@@ -120,6 +146,41 @@ class Keyspace:
     def nodes(self) -> str:
         return f"{self.prefix}:nodes"
 
+    def endpoint(self, endpoint: str) -> str:
+        return f"{self.prefix}:endpoint:{endpoint}"
+
+    def key(self, hash_: str) -> str:
+        """The record of an API key, by the SHA-256 of the key in hexadecimal digits."""
+        return f"{self.prefix}:key:{{keys}}:{hash_}"
+
+    @property
+    def api_keys(self) -> str:
+        return f"{self.prefix}:keys:{{keys}}"
+
+    @property
+    def revocations(self) -> str:
+        return f"{self.prefix}:revocations:{{keys}}"
+
+    def runs(self, workspace: str, endpoint: str) -> str:
+        return f"{self.prefix}:runs:{{{workspace}}}:{endpoint}"
+
+    def run(self, workspace: str, execution: str) -> str:
+        return f"{self.prefix}:run:{{{workspace}}}:{execution}"
+
+    def held(self, workspace: str, endpoint: str) -> str:
+        return f"{self.prefix}:held:{{{workspace}}}:{endpoint}"
+
+    def served(self, workspace: str, endpoint: str) -> str:
+        return f"{self.prefix}:served:{{{workspace}}}:{endpoint}"
+
+    def cancels(self, workspace: str, endpoint: str) -> str:
+        return f"{self.prefix}:cancels:{{{workspace}}}:{endpoint}"
+
+    def connection(self, workspace: str, endpoint: str, connection: str) -> str:
+        """The executions of a client's connection; a colon in the endpoint is quoted, so that it does not end there."""
+        quoted = endpoint.replace("%", "%25").replace(":", "%3A")
+        return f"{self.prefix}:connection:{{{workspace}}}:{quoted}:{connection}"
+
     def head(self, workspace: str, agent: str | None = None) -> str:
         """The hash whose `position` is the newest of what the channel of the same arguments carries."""
         return self.workspace(workspace) if agent is None else self.agent(workspace, agent)
@@ -139,4 +200,12 @@ def check_workspace(value: object, path: str) -> str:
     name = check_id(value, path)
     if "{" in name or "}" in name:
         raise Invalid(path, "expected a workspace id without braces")
+    return name
+
+
+def check_endpoint(value: object, path: str) -> str:
+    """An endpoint's name: ASCII without spaces and braces, since it stands in URLs and, alone, in a key name."""
+    name = check_id(value, path)
+    if not name.isascii() or any(character in name for character in "{} "):
+        raise Invalid(path, "expected 1 to 255 ASCII characters without spaces and braces")
     return name

@@ -7,6 +7,8 @@ is lost is sent again under its own number, and the script answers what it answe
 A caller whose patience ends hears `Unavailable`. What of its events never left is taken back; the rest is in doubt, and
 the lane goes on to settle that before it sends anything newer. A publish of an equal event within `RETRY_SECONDS` is
 the retry, and takes over the promise of the first. Events with a timestamp of their own are never equal by chance.
+
+What the holder of a run says of it is *fenced*: refused, alone, when somebody else holds the run or the run has ended.
 """
 
 import asyncio
@@ -17,12 +19,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from .errors import Unavailable
+from .errors import Lost, Unavailable
 from .events import Packed
 from .keyspace import PRODUCER_SECONDS, STATE_SECONDS, Keyspace
 from .patience import pause
@@ -37,9 +39,31 @@ MAX_IDLE_LANES = 10_000
 
 _SCRIPT = resources.files("broker").joinpath("scripts/publish.lua").read_text()
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_REFUSED = "!"
 
-# An event's position to be; None for an ephemeral one.
+# An event's position to be; None for an ephemeral one. Fails with `Lost` for one that was refused.
 Promise = asyncio.Future[Position | None]
+
+
+class Fence(NamedTuple):
+    """Lets an event pass only while `holder` holds the run; an event that ends the run says in which `state`.
+
+    `run` and `held` are the keys of the run and of its endpoint's leases.
+    """
+
+    run: str
+    held: str
+    holder: str
+    execution: str
+    state: str = ""
+
+    def kind(self, index: int) -> str:
+        """As publish.lua wants it, `run` being the key of this index."""
+        return f"@{index} {self.holder} {self.state} {self.execution}"
+
+
+# An event in a lane.
+Entry = tuple[Packed, Fence | None, Promise]
 
 
 class Producer:
@@ -68,17 +92,32 @@ class Producer:
             raise
         return [promise.result() for _, _, promise in sent]
 
+    def send(self, packed: Packed, fence: Fence) -> Promise:
+        """Publish an event of a run after all that was sent before, without waiting.
+
+        The promise is cancelled when Redis took nothing for `RETRY_SECONDS`. Look at it, but do not await it directly:
+        the cancellation of whoever does would be its own.
+        """
+        return self._lane(packed.workspace).put(packed, fence)
+
     async def call(self, lane: "Lane") -> list[str]:
         """One round trip: the lane's call, as the header of publish.lua says. A missing script is loaded."""
-        agents = list(dict.fromkeys(packed.agent for packed, _ in lane.call))
+        agents = list(dict.fromkeys(packed.agent for packed, _, _ in lane.call))
         index = {agent: number for number, agent in enumerate(agents, 1)}
         name, workspace = self.keys, lane.workspace
         keys = [name.log(workspace), name.workspace(workspace), name.producer(workspace, lane.id)]
         keys += [name.agent(workspace, agent) for agent in agents]
+        runs: dict[str, int] = {}
         arguments: list[Any] = [lane.number, *self._bounds, name.channel(workspace), len(agents)]
         arguments += [name.channel(workspace, agent) for agent in agents]
-        for packed, _ in lane.call:
-            arguments += (index[packed.agent], packed.kind, packed.stamp + packed.rest)
+        for packed, fence, _ in lane.call:
+            kind = packed.kind
+            if fence is not None:
+                if fence.run not in runs:
+                    runs[fence.run] = len(keys) + 1
+                    keys += (fence.run, fence.held)
+                kind = fence.kind(runs[fence.run])
+            arguments += (index[packed.agent], kind, packed.stamp + packed.rest)
         if self._sha is None:
             self._sha = await self.redis.script_load(_SCRIPT)
         try:
@@ -115,8 +154,8 @@ class Lane:
         self.workspace = workspace
         self.id = secrets.token_hex(8)
         self.number = 0  # of the call under way, else of the last one
-        self.waiting: dict[Promise, Packed] = {}  # in their order
-        self.call: list[tuple[Packed, Promise]] = []
+        self.waiting: dict[Promise, Entry] = {}  # in their order
+        self.call: list[Entry] = []
         self.problem: Exception | None = None  # why the call under way is not through
         self.task: asyncio.Task[None] | None = None
         self.asked = asyncio.Event()  # somebody has come since the last attempt
@@ -128,13 +167,13 @@ class Lane:
     def is_idle(self) -> bool:
         return self.task is None and monotonic() > self.doubts_end
 
-    def put(self, packed: Packed) -> Promise:
+    def put(self, packed: Packed, fence: Fence | None = None) -> Promise:
         """Queue one event, or find that it is the retry of one in doubt."""
         self.asked.set()
-        if self.doubts and (promise := self._claim(packed)) is not None:
+        if fence is None and self.doubts and (promise := self._claim(packed)) is not None:
             return promise
         promise = asyncio.get_running_loop().create_future()
-        self.waiting[promise] = packed
+        self.waiting[promise] = (packed, fence, promise)
         if self.task is None:
             self.task = asyncio.create_task(self._run())
         return promise
@@ -173,10 +212,9 @@ class Lane:
         self.number += 1
         size = 0
         while self.waiting and len(self.call) < MAX_CALL_EVENTS and size < MAX_CALL_BYTES:
-            promise = next(iter(self.waiting))
-            packed = self.waiting.pop(promise)
-            size += len(packed.rest)
-            self.call.append((packed, promise))
+            entry = self.waiting.pop(next(iter(self.waiting)))
+            size += len(entry[0].rest)
+            self.call.append(entry)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next attempt, but not long when somebody new waits for it."""
@@ -205,12 +243,15 @@ class Lane:
                 break
             if monotonic() - started > RETRY_SECONDS:
                 # Sent any later, it would be old news told as new.
-                for _, promise in self.call:
+                for _, _, promise in self.call:
                     promise.cancel()
                 self.id, self.number, self.call = secrets.token_hex(8), 0, []
                 return
             await self._pause(seconds)
             seconds = min(2 * seconds, _LONGEST_PAUSE)
-        for (_, promise), position in zip(self.call, positions, strict=True):
-            promise.set_result(Position(position) if position else None)
+        for (_, _, promise), position in zip(self.call, positions, strict=True):
+            if position == _REFUSED:
+                promise.set_exception(Lost("the run is another's, or has ended"))
+            else:
+                promise.set_result(Position(position) if position else None)
         self.call, self.problem = [], None

@@ -3,18 +3,23 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 import uvloop
 
-from broker import Broker, Event, Filter, Invalid, Position, TrunklineError
+from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker
 from broker.catalog import CATALOG
+from broker.credentials import Credentials, Key
 from broker.events import pack
 from broker.keyspace import check_id, check_workspace
 from broker.lines import Gap
@@ -62,9 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[Settings, argparse.Namespace], int], text: str, settings: tuple[str, ...] = ("",)
+        name: str,
+        run: Callable[[Settings, argparse.Namespace], int],
+        text: str,
+        settings: tuple[str, ...] = ("",),
+        *,
+        within: Any = commands,
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub: argparse.ArgumentParser = within.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         group = sub.add_argument_group("settings (or TRUNKLINE_… in the environment)")
         for field in fields():
@@ -86,6 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--agent", help="the agent whose own token it is")
     token.add_argument("--fingerprint", help="only for the client that says this in its header X-Client-Fingerprint")
     token.add_argument("--ttl", type=int, default=3600, help="seconds until it expires [3600]")
+    text = "make, list and revoke the API keys of workflow endpoints"
+    keys = commands.add_parser("key", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
+    create = command("create", _key_create, "make a key; it is shown now and never again", REDIS, within=keys)
+    create.add_argument("--endpoint", required=True, help="the endpoint that it opens")
+    create.add_argument("--workspace", required=True, help="whose the endpoint is, from its first key on")
+    listing = command("list", _key_list, "list keys, revoked ones too, oldest first", REDIS, within=keys)
+    listing.add_argument("--endpoint", help="only of this endpoint")
+    listing.add_argument("--workspace", help="only of this workspace")
+    listing.add_argument("--json", action="store_true", help="a line of JSON each")
+    revoke = command(
+        "revoke", _key_revoke, "let a key open nothing any more, and end its connections", REDIS, within=keys
+    )
+    revoke.add_argument("id", help="id of the key, as key list shows it")
     publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input", REDIS)
     publish.add_argument("--workspace", required=True)
     publish.add_argument("--agent", help="agent of the event, or of lines that name none")
@@ -97,6 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
     tail.add_argument("--type", action="append", help="only of this type; may be repeated")
     tail.add_argument("--since", help="first what came after this position; 0-0 is the beginning")
+    worker = command(
+        "worker",
+        _worker,
+        "run a workflow worker, until it is told to end",
+        ("drain_seconds", "log_level", "log_format"),
+    )
+    worker.add_argument(
+        "worker",
+        metavar="MODULE:WORKER",
+        help="where its Worker stands; the module is found from the current directory",
+    )
     return parser
 
 
@@ -132,6 +166,39 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     return _run(work())
 
 
+# -- worker
+
+
+def _worker(settings: Settings, options: argparse.Namespace) -> int:
+    worker = _find_worker(options.worker)
+
+    async def work() -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        await worker.run(grace_seconds=settings.drain_seconds)
+        return 0
+
+    return _run(work())
+
+
+def _find_worker(where: str) -> Worker:
+    """The `Worker` of that name in that module. What the module itself raises is its author's to see, whole."""
+    name, _, attribute = where.partition(":")
+    if not (name and attribute):
+        raise Invalid("worker", f"expected module:worker, got {where!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise Invalid("worker", f"no module {error.name!r} here or among what is installed") from None
+    worker = getattr(module, attribute, None)
+    if not isinstance(worker, Worker):
+        raise Invalid("worker", f"no Worker {attribute!r} in the module {name!r}")
+    return worker
+
+
 # -- token
 
 
@@ -151,6 +218,55 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
         claims["fingerprint"] = auth.digest(options.fingerprint)
     print(auth.sign(settings, claims))
     return 0
+
+
+# -- key
+
+
+def _key_create(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            created = await Credentials(broker.redis, broker.keys).create(options.endpoint, options.workspace)
+        print(f"{created.id} opens {options.endpoint} of {options.workspace}. It is shown only now:")
+        print(created.key)
+        return 0
+
+    return _run(work())
+
+
+def _key_list(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            found = await Credentials(broker.redis, broker.keys).list(options.endpoint, options.workspace)
+        if options.json:
+            for key in found:
+                print(msgspec.json.encode(key).decode())
+        else:
+            _print_table([Key.__struct_fields__, *map(msgspec.structs.astuple, found)])
+        return 0
+
+    return _run(work())
+
+
+def _key_revoke(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _connect(settings) as broker:
+            await Credentials(broker.redis, broker.keys).revoke(options.id)
+        print(f"{options.id} is revoked")
+        return 0
+
+    return _run(work())
+
+
+def _print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as what stands in them; a moment to the second."""
+    texts = [
+        [f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value or "-") for value in row]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 # -- publish

@@ -1,15 +1,17 @@
-"""Demo agents that tell stories and obey commands, for `trunkline dev`: traffic of every event type in the catalog, but
-for `metrics_update` and `performance_alert`, which the gateway makes itself.
+"""Demo agents that tell stories and obey commands, a demo worker and its client, for `trunkline dev`: traffic of every
+event type in the catalog, but for `metrics_update` and `performance_alert`, which the gateway makes itself.
 """
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-from broker import Broker, Command, Event, Invalid, Unavailable
+from broker import Broker, Command, Event, Invalid, Retry, Run, Runs, TrunklineError, Unavailable, Worker
+from broker.runs.steps import Step
 
 WORKSPACE = "ws-456"
 AGENTS = ("agent-123", "agent-456", "agent-789")
@@ -143,39 +145,6 @@ def life(agent: str) -> Story:
     yield "agent_deleted", {"name": name, "deleted_by": "user_123", "reason": "user_request"}, _pause(3)
 
 
-def workflow(agent: str) -> Story:
-    """A run of an AGNT5 workflow with a task, a model call and a tool call inside."""
-    run, ids = _id("exec"), {kind: _id("step") for kind in ("workflow", "task", "llm", "tool")}
-    tokens = {"prompt_tokens": 812, "completion_tokens": 96, "total_tokens": 908, "total_cost": 0.0042}
-    has_trouble = _random.random() < 0.3
-
-    def step(kind: str, phase: str, parent: str | None = None, **details: Any) -> Turn:
-        names = {"name": f"{kind}-of-search", "step_id": ids[kind]} | ({"parent_id": ids[parent]} if parent else {})
-        return f"{kind}_{phase}", {"execution_id": run} | names | details, _pause(0.6)
-
-    yield "execution_started", {"execution_id": run, "name": "search-candidates"}, _pause(0.6)
-    yield step("workflow", "start", input={"user_query": "Full stack engineer"})
-    yield step("task", "start", "workflow")
-    yield step("llm", "start", "task", model="large-1", vendor="acme")
-    if has_trouble:
-        yield step("llm", "error", "task", error={"code": "OVERLOADED", "message": "try again"})
-    else:
-        yield step("llm", "end", "task", model="large-1", vendor="acme", latency_ms=840, **tokens)
-    yield step("tool", "start", "task", input={"query": "react"})
-    if has_trouble:
-        error = {"code": "TOOL_FAILED", "message": "no answer from the directory"}
-        yield step("tool", "error", "task", error=error)
-        yield step("task", "error", "workflow", error=error)
-        yield step("workflow", "error", error=error)
-        ending = _random.choice(("execution_failed", "execution_cancelled"))
-        yield ending, {"execution_id": run, "error": error}, _pause(0.6)
-        return
-    yield step("tool", "end", "task", output={"found": 12})
-    yield step("task", "end", "workflow", latency_ms=1210)
-    yield step("workflow", "end", output=[{"id": 1}])
-    yield "execution_completed", {"execution_id": run, "output": [{"id": 1}]}, _pause(0.6)
-
-
 def knowledge(agent: str) -> Story:
     """Entities and relations that come, change and go."""
     one, other, link = _id("entity"), _id("entity"), _id("rel")
@@ -228,7 +197,6 @@ CAST: tuple[tuple[str | None, tuple[Callable[[str], Story], ...]], ...] = (
     (AGENTS[0], (task, task, task, presence)),
     (AGENTS[1], (task, inference, inference)),
     (AGENTS[2], (inference, presence, life)),
-    (ENDPOINT, (workflow,)),
     (None, (knowledge,)),
     (None, (system,)),
 )
@@ -295,9 +263,97 @@ class Actor:
         await self.say("agent_status", {"old_status": self.status, "new_status": status, "reason": reason})
 
 
+# --- A workflow, as people write them ---
+
+
+class Overloaded(Exception):  # noqa: N818
+    """A model that had no time."""
+
+    code = "OVERLOADED"
+
+
+class DirectoryDown(Exception):  # noqa: N818
+    """A tool that gave no answer."""
+
+    code = "TOOL_FAILED"
+
+
+def recruiter(broker: Broker, workspace: str) -> Worker:
+    """The worker behind the demo's endpoint."""
+    worker = Worker(broker.address.url, endpoint=ENDPOINT, workspace_id=workspace, prefix=broker.keys.prefix)
+
+    @worker.workflow("search-candidates")
+    async def search(run: Run, user_query: str, organization_id: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
+        async with run.task("understand-query", input={"user_query": user_query}) as task:
+            skills = await _ask(task, "Which skills are wanted?", ["react", "typescript"])
+            task.output({"skills": skills})
+        async with run.task("shortlist", input={"skills": skills, "filters": filters}) as task:
+            async with asyncio.TaskGroup() as lookups:
+                found = [lookups.create_task(_look_up(task, place, skills)) for place in ("crm", "directory")]
+            names = [name for lookup in found for name in lookup.result()]
+        async with run.task("rank", input={"candidates": len(names)}) as task:
+            best = await _ask(task, "Who fits best?", names[:3])
+        return [{"name": name, "organization_id": organization_id} for name in best]
+
+    return worker
+
+
+async def _ask(task: Step, question: str, answer: list[str]) -> list[str]:
+    """Ask a model, again when it is overloaded."""
+    with contextlib.suppress(Overloaded):
+        return await _call(task, question, answer)
+    try:
+        return await _call(task, question, answer)
+    except Overloaded as error:
+        raise Retry("the model is overloaded") from error
+
+
+async def _call(task: Step, question: str, answer: list[str]) -> list[str]:
+    async with task.llm(model="large-1", vendor="acme", input=question) as call:
+        await asyncio.sleep(_pause())
+        if _random.random() < 0.2:
+            raise Overloaded("try again")
+        call.usage(prompt_tokens=_random.randint(400, 900), completion_tokens=96, total_cost=0.0042)
+        call.output(answer)
+    return answer
+
+
+async def _look_up(task: Step, place: str, skills: list[str]) -> list[str]:
+    async with task.tool(f"{place}.lookup", input={"skills": skills}) as tool:
+        await asyncio.sleep(_pause())
+        if _random.random() < 0.08:
+            raise DirectoryDown(f"no answer from the {place}")
+        names = _random.sample(("Ada", "Grace", "Edsger", "Barbara", "Donald"), 2)
+        tool.output({"found": names})
+    return names
+
+
+async def visit(broker: Broker, workspace: str) -> None:
+    """A client who starts a run now and then, and sometimes does not wait for its end."""
+    runs = Runs(broker)
+    parameters = {
+        "user_query": "Full stack engineer with 10+ years of experience in React willing to work remotely",
+        "organization_id": "272e9e73-fe36-4ea1-acf6-4ea08d21aa0c",
+        "filters": {},
+    }
+    while True:
+        try:
+            started = await runs.submit(
+                workspace, ENDPOINT, "search-candidates", parameters, {}, "ws_demo", seconds=60, max_attempts=3
+            )
+            await asyncio.sleep(_pause(3))
+            if _random.random() < 0.15:
+                await runs.cancel(workspace, started.execution_id)
+        except TrunklineError:
+            await asyncio.sleep(1)  # Redis is away, or the worker is late
+        await asyncio.sleep(_pause(8))
+
+
 async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
-    """Let the whole cast tell stories, and the agents obey, until cancelled."""
+    """Let the whole cast tell stories, the agents obey and the worker work, until cancelled."""
     async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(recruiter(broker, workspace).run())
+        tasks.create_task(visit(broker, workspace))
         for agent, stories in CAST:
             actor = Actor(broker, workspace, agent)
             tasks.create_task(actor.play(stories))

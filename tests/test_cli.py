@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import jwt
 import pytest
 
 from broker import Broker, Event
+from broker.credentials import Credentials, Outcome, Verdict
 from broker.events import MAX_EVENT_BYTES
 from broker.positions import is_after, parse
 from gateway.auth import READ_ONLY, Verifier
@@ -125,10 +128,12 @@ def ndjson(*lines: Any) -> bytes:
 
 
 async def test_each_command_explains_itself_and_the_settings_that_it_reads(shell: Shell) -> None:
-    commands = ("dev", "serve", "token", "publish", "tail")
-    overall, *helps = await asyncio.gather(shell.run("--help"), *(shell.run(command, "--help") for command in commands))
+    commands = ("dev", "serve", "token", "publish", "tail", "key create", "key list", "key revoke")
+    overall, *helps = await asyncio.gather(
+        shell.run("--help"), *(shell.run(*command.split(), "--help") for command in commands)
+    )
     assert all((ended.status, ended.err) == (0, "") for ended in (overall, *helps))
-    assert all(command in overall.out for command in commands)
+    assert all(command.split()[0] in overall.out for command in commands)
     _, serve, token, *clients = helps
     assert all(field.flag in serve.out and " ".join(field.description.split()[:2]) in serve.out for field in fields())
     assert "--jwt-secret" in token.out
@@ -187,6 +192,76 @@ async def test_no_token_is_made_without_a_secret(shell: Shell) -> None:
     ended = await shell.run("token", "--sub", "user-1", "--workspace", WORKSPACE, TRUNKLINE_JWT_SECRET=None)
     assert "TRUNKLINE_JWT_SECRET" in ended.complaint
     assert ended.out == ""
+
+
+# -- key
+
+ENDPOINT = "coffee-shop-e66b8d23"
+
+
+async def new_key(shell: Shell, endpoint: str = ENDPOINT, workspace: str = WORKSPACE) -> tuple[str, str]:
+    """Id and key, as `key create` says them."""
+    ended = await shell.run("key", "create", "--endpoint", endpoint, "--workspace", workspace)
+    assert (ended.status, ended.err, len(ended.lines)) == (0, "", 2)
+    return ended.lines[0].split()[0], ended.lines[1]
+
+
+async def test_a_key_stands_alone_on_the_last_line_and_opens_its_endpoint_until_it_is_revoked(
+    shell: Shell, broker: Broker
+) -> None:
+    id_, key = await new_key(shell)
+    assert re.fullmatch("[!#$%&'*+.^_`|~0-9A-Za-z-]{40,}", key)
+    credentials = Credentials(broker.redis, broker.keys)
+    assert await credentials.check(ENDPOINT, key) == Verdict(Outcome.OPENS, id_, WORKSPACE)
+    ended = await shell.run("key", "revoke", id_)
+    assert (ended.status, ended.out, ended.err) == (0, f"{id_} is revoked\n", "")
+    assert (await credentials.check(ENDPOINT, key)).outcome is Outcome.KEY_BAD
+    assert (await shell.run("key", "revoke", id_)).status == 0
+
+
+async def test_keys_are_listed_for_people_and_for_scripts(shell: Shell) -> None:
+    (first, key), (second, _) = await new_key(shell), await new_key(shell, "tea-house", "ws-1")
+    await shell.run("key", "revoke", second)
+    table, lines, narrowed, none = await asyncio.gather(
+        shell.run("key", "list"),
+        shell.run("key", "list", "--json"),
+        shell.run("key", "list", "--json", "--endpoint", ENDPOINT, "--workspace", WORKSPACE),
+        shell.run("key", "list", "--endpoint", "no-such-one"),
+    )
+    assert all((ended.status, ended.err) == (0, "") for ended in (table, lines, narrowed, none))
+    hash_ = sha256(key.encode()).hexdigest()
+    assert not any(secret in ended.out for ended in (table, lines) for secret in (key, hash_))
+    columns = ["id", "endpoint", "workspace", "created", "last_used", "revoked"]
+    assert [row.split()[:3] for row in table.lines] == [
+        columns[:3],
+        [first, ENDPOINT, WORKSPACE],
+        [second, "tea-house", "ws-1"],
+    ]
+    one, other = map(json.loads, lines.lines)
+    assert list(one) == columns
+    assert (one["id"], one["last_used"], one["revoked"]) == (first, None, None)
+    assert other["revoked"].endswith("Z")
+    assert narrowed.lines == lines.lines[:1]
+    assert none.out.split() == columns
+
+
+async def test_what_cannot_be_done_with_a_key_is_said_in_one_line(shell: Shell) -> None:
+    _, key = await new_key(shell)
+    other, bad, unknown, mistaken = await asyncio.gather(
+        shell.run("key", "create", "--endpoint", ENDPOINT, "--workspace", "ws-1"),
+        shell.run("key", "create", "--endpoint", "a b", "--workspace", "ws-1"),
+        shell.run("key", "revoke", "key_0000"),
+        shell.run("key", "revoke", key),
+    )
+    assert {ended.status for ended in (other, bad, unknown, mistaken)} == {1}
+    assert all(ended.out == "" for ended in (other, bad, unknown, mistaken))
+    assert ENDPOINT in other.complaint
+    assert "endpoint" in bad.complaint
+    assert "key list" in unknown.complaint
+    assert key not in mistaken.complaint
+    for ended in await asyncio.gather(shell.run("key"), shell.run("key", "create"), shell.run("key", "revoke")):
+        assert ended.status == 2
+        assert "--help" in ended.complaint
 
 
 # -- publish one
@@ -493,12 +568,18 @@ async def test_tail_ends_quietly_when_nobody_reads_or_somebody_interrupts(broker
 async def test_an_unreachable_redis_is_said_by_every_command_without_its_password(shell: Shell) -> None:
     port = free_port()
     url = f"redis://user:hunter2@127.0.0.1:{port}/0"
-    for ended in await asyncio.gather(
+    said = await asyncio.gather(
         shell.run("serve", "--port", "0", "--redis-url", url, "--log-level", "error"),
         shell.run("publish", "--workspace", WORKSPACE, "--agent", "a", "agent.online", "--redis-url", url),
         shell.run("publish", "--workspace", WORKSPACE, "-", "--redis-url", url, stdin=ndjson(line(1))),
         shell.run("tail", "--workspace", WORKSPACE, "--redis-url", url),
-    ):
+    )
+    said += await asyncio.gather(
+        shell.run("key", "create", "--workspace", WORKSPACE, "--endpoint", ENDPOINT, "--redis-url", url),
+        shell.run("key", "list", "--redis-url", url),
+        shell.run("key", "revoke", "key_0000", "--redis-url", url),
+    )
+    for ended in said:
         assert f"127.0.0.1:{port}" in ended.complaint
         assert "hunter2" not in ended.err
         assert ended.out == ""

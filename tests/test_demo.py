@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from broker import Broker, Event, address
+from broker.catalog import CATALOG
 from broker.commands import Reply, commander, listener
 from broker.commands.commander import Commander
 from broker.keyspace import Keyspace
@@ -115,3 +116,18 @@ async def test_a_new_configuration_is_told_whatever_its_keys_are(redis_url: str,
         assert (await stage.ask("update_config", **config)).outcome == "done"
         (updated,) = await stage.told("agent_updated")
         assert (updated.workspace_id, updated.agent_id, updated.data) == (WORKSPACE, AGENT, {"config": config})
+
+
+async def test_the_demo_worker_and_its_client_make_every_event_type_of_workflows(redis_url: str, prefix: str) -> None:
+    expected = {name for name, kind in CATALOG.items() if kind.dialect == "agnt5"}
+    seen: set[str] = set()
+    end = START
+
+    async def look(stage: Stage) -> bool:
+        nonlocal end
+        page, end, _, _ = await stage.broker.log.page(WORKSPACE, end, 1000)
+        seen.update(event.type for event in page if event.agent_id == demo.ENDPOINT)
+        return seen == expected
+
+    async with playing(redis_url, prefix) as stage:
+        await until(lambda: look(stage), 30)

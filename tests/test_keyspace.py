@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from broker import Invalid
-from broker.keyspace import TABLE, Keyspace, check_id, check_workspace
+from broker.keyspace import TABLE, Keyspace, check_endpoint, check_id, check_workspace
 
 KEYS = Keyspace("trunkline")
 
@@ -25,6 +25,12 @@ KINDS: dict[str, Callable[[str, str], str]] = {
     "waiting:{workspace}": lambda workspace, _: KEYS.waiting(workspace),
     "presence:{workspace}:<agent>": KEYS.presence,
     "election:{workspace}": lambda workspace, _: KEYS.election(workspace),
+    "runs:{workspace}:<endpoint>": KEYS.runs,
+    "run:{workspace}:<execution>": KEYS.run,
+    "held:{workspace}:<endpoint>": KEYS.held,
+    "served:{workspace}:<endpoint>": KEYS.served,
+    "cancels:{workspace}:<endpoint>": KEYS.cancels,
+    "connection:{workspace}:<endpoint>:<connection>": lambda workspace, inner: KEYS.connection(workspace, "a", inner),
     "alerts:{workspace}": lambda workspace, _: KEYS.alerts(workspace),
 }
 
@@ -35,6 +41,10 @@ FLEET: dict[str, Callable[[str], str]] = {
     "messages:{holder}": KEYS.messages,
     "replies:{node}": KEYS.replies,
     "nodes": lambda _: KEYS.nodes,
+    "endpoint:<endpoint>": KEYS.endpoint,
+    "key:{keys}:<hash>": KEYS.key,
+    "keys:{keys}": lambda _: KEYS.api_keys,
+    "revocations:{keys}": lambda _: KEYS.revocations,
 }
 
 ids = st.text(min_size=1, max_size=255).filter(str.isprintable) | st.text("{}:*-a", min_size=1, max_size=6)
@@ -45,11 +55,11 @@ def test_the_table_lists_every_name_and_the_names_are_what_it_lists() -> None:
     assert {row.name for row in TABLE} == KINDS.keys() | FLEET.keys()
     assert len(TABLE) == len(KINDS) + len(FLEET)
     for pattern, fleet_name in FLEET.items():
-        assert fleet_name("x") == "trunkline:" + re.sub("<holder>|(?<={)(holder|node)(?=})", "x", pattern)
-    for pattern, name in KINDS.items():
-        expected = "trunkline:" + pattern.replace("workspace}", "ws-1}").replace("<agent>", "a").replace(
-            "<producer>", "a"
+        assert fleet_name("x") == "trunkline:" + re.sub(
+            "<(holder|endpoint|hash)>|(?<={)(holder|node)(?=})", "x", pattern
         )
+    for pattern, name in KINDS.items():
+        expected = "trunkline:" + re.sub("<[a-z]+>", "a", pattern.replace("workspace}", "ws-1}"))
         assert name("ws-1", "a") == expected
     for row in TABLE:
         assert row.type in ("stream", "hash", "channel", "string", "set", "sorted set")
@@ -75,11 +85,22 @@ def test_what_one_script_limits_connections_by_lies_in_one_slot(holder: str) -> 
     assert key_slot(KEYS.connections(holder).encode()) == key_slot(KEYS.admissions("anybody").encode())
 
 
+def test_what_one_script_changes_of_keys_lies_in_one_slot() -> None:
+    names = (KEYS.key("9f86"), KEYS.key("d081"), KEYS.api_keys, KEYS.revocations)
+    assert len({key_slot(name.encode()) for name in names}) == 1
+
+
 @given(workspaces, ids)
 @settings(deadline=None)
 def test_all_names_of_a_workspace_lie_in_one_slot(workspace: str, inner: str) -> None:
     slots = {key_slot(name(workspace, inner).encode()) for name in KINDS.values()}
     assert slots == {key_slot(workspace.encode())}
+
+
+def test_a_connection_of_an_endpoint_is_no_other_endpoints() -> None:
+    parts = ["a", "a:b", "b:c", "c", "a%3Ab", "a%b"]
+    names = {KEYS.connection("ws-1", endpoint, connection) for endpoint in parts for connection in parts}
+    assert len(names) == len(parts) ** 2
 
 
 def test_events_without_an_agent_have_the_empty_name() -> None:
@@ -129,3 +150,15 @@ def test_anything_else_is_no_id_and_said_with_its_path(value: object) -> None:
 def test_a_workspace_has_no_braces_as_a_cluster_reads_them(value: str) -> None:
     with pytest.raises(Invalid):
         check_workspace(value, "$.workspace_id")
+
+
+@pytest.mark.parametrize("value", ["a", "coffee-shop-e66b8d23", "*", "a:b", "a/b?c=d&e", "x" * 255])
+def test_an_endpoint_is_ascii_without_spaces_and_braces(value: str) -> None:
+    assert check_endpoint(value, "endpoint") == value
+
+
+@pytest.mark.parametrize("value", [*BAD_IDS, "a b", " ", "{a}", "a}", "Größe", "世界", "a\u00a0"], ids=repr)
+def test_anything_else_is_no_endpoint_and_said_with_its_path(value: object) -> None:
+    with pytest.raises(Invalid) as invalid:
+        check_endpoint(value, "endpoint")
+    assert invalid.value.path == "endpoint"

@@ -1,13 +1,17 @@
 -- Append a producer's call to its workspace's log and tell every node, as one step.
 --
 -- KEYS  1 log   2 workspace   3 producer   4.. one agent hash for each agent of the call
+--       then for each run whose holder speaks: the run, and the endpoint's held
 -- ARGV  1 number of the call     2 log_events    3 log_seconds    4 seconds the producer's record lives
 --       5 seconds state lives    6 PUBLISH or SPUBLISH            7 channel of the workspace
 --       8 number of agents, then a channel for each, in the order of KEYS
 --       then for each event, at most 100: index of its agent (from 1), kind, body
---         kind  the credits it used, '0' for most; '-' for an ephemeral event
+--         kind  the credits it used, '0' for most; '-' for an ephemeral event; for what the holder of a run says
+--               '@<index of the run in KEYS> <holder> <state> <execution>', with the state in which the event ends
+--               the run, '' for an event that does not
 --         body  the event's JSON without its opening brace: "type":"task.progress",…}
--- Answer  an array with the position of each event, '' for an ephemeral one.
+-- Answer  an array with the position of each event, '' for an ephemeral one, '!' for one that was refused: somebody
+--         else holds its run, or the run has ended. Of a refused event nothing is left; the others are not touched.
 --         The same number again gets the same answer, and nothing else happens.
 -- Error   OUT_OF_ORDER <last number>: the record does not continue with this number.
 -- Example EVALSHA … 4 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:agent:{ws}:a1
@@ -44,20 +48,45 @@ if newest ~= '0-0' and redis.call('EXISTS', log) == 0 then
   if tonumber(milliseconds) >= now then next_id = milliseconds .. '-' .. string.format('%.0f', sequence + 1) end
 end
 
+-- Who holds a run may speak of it, until an event ends it: so there is one such event, whoever else believes to hold it.
+local function is_refused(kind)
+  local run, holder = string.match(kind, '^@(%d+) (%S+) ')
+  return redis.call('HGET', KEYS[tonumber(run)], 'holder') ~= holder
+end
+
+local function end_run(kind)
+  local index, state, execution = string.match(kind, '^@(%d+) %S+ (%l+) (.+)$')
+  if not index then return end
+  local run, held = KEYS[tonumber(index)], KEYS[index + 1]
+  redis.call('HSET', run, 'state', state)
+  redis.call('HDEL', run, 'holder', 'body')
+  redis.call('EXPIRE', run, ARGV[4])
+  redis.call('ZREM', held, execution)
+end
+
 local positions, messages = {}, {}
 for i = 9 + agents, #ARGV, 3 do
   local agent, kind, body = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
-  seen[agent] = true
-  if kind == '-' then
+  local is_held = kind ~= '0' and string.byte(kind) == 64
+  if is_held and is_refused(kind) then
+    positions[#positions + 1] = '!'
+    messages[#messages + 1] = false
+  elseif kind == '-' then
+    seen[agent] = true
     positions[#positions + 1] = ''
     messages[#messages + 1] = '{"prev":"",' .. body
   else
+    seen[agent] = true
     local before = newest_of[agent] or redis.call('HGET', KEYS[3 + agent], 'position') or '0-0'
     local entry = '"prev":"' .. newest .. '","agent_prev":"' .. before .. '",' .. body
     newest = redis.call('XADD', log, 'MAXLEN', '=', ARGV[2], next_id, 'e', entry)
     next_id = '*'
     newest_of[agent] = newest
-    if kind ~= '0' then credits[agent] = (credits[agent] or 0) + tonumber(kind) end
+    if is_held then
+      end_run(kind)
+    elseif kind ~= '0' then
+      credits[agent] = (credits[agent] or 0) + tonumber(kind)
+    end
     positions[#positions + 1] = newest
     messages[#messages + 1] = '{"id":"' .. newest .. '",' .. entry
   end
@@ -85,7 +114,9 @@ end
 -- Last, so that a script that fails has told nobody, and a node that reads after the message finds everything.
 for i = 1, #messages do
   local agent = tonumber(ARGV[9 + agents + 3 * (i - 1)])
-  redis.call(command, workspace_channel, messages[i])
-  redis.call(command, ARGV[8 + agent], messages[i])
+  if messages[i] then
+    redis.call(command, workspace_channel, messages[i])
+    redis.call(command, ARGV[8 + agent], messages[i])
+  end
 end
 return positions

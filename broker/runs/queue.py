@@ -1,0 +1,119 @@
+"""The worker's end of runs, as Redis sees it: read what is queued, hold, keep and give back."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from ..broker import Broker
+from ..errors import Invalid
+from ..producer import Fence
+from ..script import Script
+from .exchange import KEYS_SECONDS, LEASE_SECONDS, Claimed, read_claim
+
+SERVED_SECONDS = 15.0
+BLOCK_MS = 500
+CANCELS_BLOCK_MS = 1000
+
+# How a read fails when the stream or its group is gone, before or while it blocks.
+_GONE = ("NOGROUP", "UNBLOCKED")
+
+
+class Ready(NamedTuple):
+    """A run that may be had, and the entry that brought it, if one did."""
+
+    entry: str
+    execution: str
+
+
+class Beat(NamedTuple):
+    """What a beat found: `held`, `cancel` or `lost` for each run; and what nobody looks after."""
+
+    states: list[str]
+    due: list[Ready]
+
+
+class Queue:
+    """The runs of one endpoint. Each method is one round trip, and raises redis-py's errors."""
+
+    def __init__(self, broker: Broker, workspace: str, endpoint: str) -> None:
+        self.id = secrets.token_hex(8)
+        self.workspace, self.endpoint = workspace, endpoint
+        self._redis, self._names = broker.redis, broker.keys
+        self._runs, self._held = broker.keys.runs(workspace, endpoint), broker.keys.held(workspace, endpoint)
+        self._served = broker.keys.served(workspace, endpoint)
+        self._cancels = broker.keys.cancels(workspace, endpoint)
+        self._beat, self._claim = Script(broker.redis, "beat_runs"), Script(broker.redis, "claim")
+        self._release = Script(broker.redis, "release")
+
+    async def read(self, count: int) -> list[Ready]:
+        """What waits, at most `count`; nothing when nothing came within `BLOCK_MS`, or the queue is not made yet."""
+        try:
+            found: Any = await self._redis.xreadgroup("workers", self.id, {self._runs: ">"}, count, block=BLOCK_MS)
+        except ResponseError as error:
+            if not str(error).startswith(_GONE):
+                raise
+            await self.beat((), (), ())
+            return []
+        return [
+            Ready(entry.decode(), fields.get(b"x", b"").decode()) for _, entries in found for entry, fields in entries
+        ]
+
+    async def claim(self, wanted: Sequence[tuple[Ready, str]]) -> list[Claimed | None]:
+        """Hold runs, each under a holder's name; None for each that is not to be had. Safe to call again."""
+        lease = _ms(LEASE_SECONDS)
+        answers = await self._claim.run_many(
+            [
+                (
+                    (self._names.run(self.workspace, ready.execution), self._runs, self._held, self._served),
+                    (ready.execution, ready.entry, holder, lease),
+                )
+                for ready, holder in wanted
+            ]
+        )
+        return [_claimed(ready, holder, answer) for (ready, holder), answer in zip(wanted, answers, strict=True)]
+
+    async def beat(self, names: Iterable[str], executions: Sequence[str], holders: Sequence[str]) -> Beat:
+        """Say that this worker lives, serves `names` and holds `executions`, each as its holder."""
+        keys = [self._runs, self._held, self._served]
+        keys += [self._names.run(self.workspace, execution) for execution in executions]
+        served = list(names)
+        terms: tuple[str | int, ...] = (
+            self.id,
+            _ms(LEASE_SECONDS),
+            _ms(SERVED_SECONDS),
+            KEYS_SECONDS,
+            len(served),
+            *served,
+        )
+        pairs: list[str] = [word for pair in zip(executions, holders, strict=True) for word in pair]
+        states, due = await self._beat.run(keys, (*terms, *pairs))
+        words = [word.decode() for word in due]
+        return Beat([state.decode() for state in states], list(map(Ready, words[::2], words[1::2])))
+
+    async def release(self, execution: str, holder: str, *, is_spared: bool, seconds: float) -> None:
+        """Give a run back, for who comes `seconds` from now; does nothing when it is another's."""
+        keys = (self._names.run(self.workspace, execution), self._runs, self._held)
+        await self._release.run(keys, (execution, holder, int(is_spared), _ms(seconds)))
+
+    async def cancels(self, last: str) -> tuple[str, list[str]]:
+        """What is to stop, since the entry `last`; and the newest entry."""
+        found: Any = await self._redis.xread({self._cancels: last}, block=CANCELS_BLOCK_MS)
+        entries = [entry for _, entries in found for entry in entries]
+        return (entries[-1][0].decode() if entries else last), [fields[b"x"].decode() for _, fields in entries]
+
+    def fence(self, claimed: Claimed) -> Fence:
+        """What lets the events of a run pass while we hold it."""
+        return Fence(self._names.run(self.workspace, claimed.execution), self._held, claimed.holder, claimed.execution)
+
+
+def _claimed(ready: Ready, holder: str, answer: list[bytes]) -> Claimed | None:
+    try:
+        return read_claim(ready.execution, holder, answer)
+    except Invalid:
+        return None  # made by nobody of ours; its keys expire
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

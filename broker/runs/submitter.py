@@ -1,0 +1,164 @@
+"""The sender's end of runs: starts, cancels and finds them, from any process."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from redis.exceptions import RedisError
+
+from ..broker import Broker
+from ..errors import Invalid, Lost, QueueFull, Unavailable, UnknownWorkflow
+from ..events import Event, pack
+from ..keyspace import check_endpoint, check_id, check_workspace
+from ..patience import pause
+from ..producer import Fence
+from ..script import Script
+from .exchange import KEYS_SECONDS, LEASE_SECONDS, MAX_SECONDS, Execution, execution_id, pack_body
+
+MAX_QUEUED = 10_000
+PATIENCE_SECONDS = 2.0
+_PAUSE_SECONDS = 0.05
+
+T = TypeVar("T")
+
+
+class Submitted(NamedTuple):
+    """A run that was accepted. `is_new` is False when its client had started it before."""
+
+    execution_id: str
+    is_new: bool
+
+
+class Runs:
+    """Starts and ends runs. `max_queued` runs of one endpoint may wait for a worker."""
+
+    def __init__(self, broker: Broker, *, max_queued: int = MAX_QUEUED) -> None:
+        self._broker = broker
+        self._keys = broker.keys
+        self._max_queued = max_queued
+        self._submit, self._cancel = Script(broker.redis, "submit"), Script(broker.redis, "cancel")
+
+    async def submit(  # noqa: PLR0917 (in the order of a client's message)
+        self,
+        workspace: str,
+        endpoint: str,
+        name: str,
+        parameters: dict[str, Any],
+        metadata: dict[str, Any],
+        connection_id: str | None,
+        *,
+        seconds: float,
+        max_attempts: int,
+    ) -> Submitted:
+        """Queue a run of the workflow `name` that has `seconds` from now to end, waiting and retries included.
+
+        With a `connection_id` and a `metadata["idempotency_key"]` that were given together before, for this endpoint
+        and in the last 24 h, it is the run that was started then, and nothing happens.
+        Raises `Invalid` with what is wrong, `UnknownWorkflow` when live workers serve others but not this one, and
+        `QueueFull`: nothing was started then. After `Unavailable` it may have been, unless it is given again with the
+        same key.
+        """
+        check_workspace(workspace, "workspace_id")
+        check_endpoint(endpoint, "endpoint")
+        check_id(name, "name")
+        if connection_id is not None:
+            check_id(connection_id, "connection_id")
+        if not 0 < seconds <= MAX_SECONDS:
+            raise Invalid("seconds", f"expected more than 0 and at most {MAX_SECONDS}")
+        if max_attempts < 1:
+            raise Invalid("max_attempts", "expected at least 1")
+        body = pack_body(parameters, metadata)
+        connection = connection_id or ""
+        execution = execution_id(endpoint, connection, metadata.get("idempotency_key"))
+        name_ = self._keys
+        keys = [name_.run(workspace, execution), name_.runs(workspace, endpoint), name_.served(workspace, endpoint)]
+        if connection:
+            keys.append(name_.connection(workspace, endpoint, connection))
+        terms = (self._max_queued, round(seconds * 1000), max_attempts, body, KEYS_SECONDS)
+        arguments = (execution, secrets.token_hex(8), endpoint, name, connection, *terms)
+        outcome = await _answer(lambda: self._submit.run(keys, arguments))
+        match outcome.decode():
+            case "full":
+                raise QueueFull("too many runs of this endpoint wait for a worker")
+            case "unserved":
+                raise UnknownWorkflow(f"no workflow {name!r} at this endpoint")
+            case word:
+                return Submitted(execution, word == "started")
+
+    async def cancel(self, workspace: str, execution_id: str) -> Literal["cancelled", "told", "ended", "unknown"]:
+        """End a run. One that waits ends at once; where it runs its worker is told, and the end comes as an event.
+
+        `ended`: it had ended before, `unknown`: it never was, or ended more than 24 h ago. Raises `Unavailable`, and
+        calling again is safe.
+        """
+        check_workspace(workspace, "workspace_id")
+        check_id(execution_id, "execution_id")
+        run = self._keys.run(workspace, execution_id)
+        known = await _answer(lambda: _typed(self._broker.redis.hmget(run, ["endpoint", "name", "connection"])))
+        if known[0] is None:
+            return "unknown"
+        endpoint, name, connection = (word.decode() for word in known)
+        held, holder = self._keys.held(workspace, endpoint), secrets.token_hex(8)
+        keys = [run, self._keys.runs(workspace, endpoint), held, self._keys.cancels(workspace, endpoint)]
+        arguments = (execution_id, holder, round(LEASE_SECONDS * 1000))
+        outcome = (await _answer(lambda: self._cancel.run(keys, arguments))).decode()
+        if outcome != "held":
+            return outcome  # type: ignore[no-any-return]
+        details = {"name": name} | ({"connection_id": connection} if connection else {})
+        event = Event(
+            type="execution_cancelled",
+            workspace_id=workspace,
+            agent_id=endpoint,
+            data={"execution_id": execution_id} | details,
+        )
+        return await self._end(pack(event), Fence(run, held, holder, execution_id, "cancelled"))
+
+    async def of_connection(self, workspace: str, endpoint: str, connection_id: str) -> list[Execution]:
+        """What a client's connection has started, newest last; at most 1,000. Raises `Invalid`, `Unavailable`."""
+        check_workspace(workspace, "workspace_id")
+        check_endpoint(endpoint, "endpoint")
+        check_id(connection_id, "connection_id")
+        redis, key = self._broker.redis, self._keys.connection(workspace, endpoint, connection_id)
+        ids = [id_.decode() for id_ in await _answer(lambda: _typed(redis.zrange(key, 0, -1)))]
+
+        async def states() -> list[list[bytes | None]]:
+            async with redis.pipeline(transaction=False) as pipe:
+                for id_ in ids:
+                    pipe.hmget(self._keys.run(workspace, id_), ["name", "state"])
+                return await pipe.execute()
+
+        found = await _answer(states) if ids else []
+        return [
+            Execution(id_, name.decode(), state.decode())  # type: ignore[arg-type]
+            for id_, (name, state) in zip(ids, found, strict=True)
+            if name is not None and state is not None
+        ]
+
+    async def _end(self, packed: Any, fence: Fence) -> Literal["cancelled", "ended"]:
+        """Say the end of a run that we hold. Should we die or give up now, a worker does it when our lease ends."""
+        promise = self._broker.producer.send(packed, fence)
+        await asyncio.wait((promise,), timeout=PATIENCE_SECONDS)
+        if not promise.done():
+            promise.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            raise Unavailable(f"Redis took no publish for {PATIENCE_SECONDS:g} s")
+        return "ended" if isinstance(promise.exception(), Lost) else "cancelled"
+
+
+async def _answer(call: Callable[[], Awaitable[T]]) -> T:
+    """Redis' answer; every call here may be made again. Raises `Unavailable` when there is none in time."""
+    deadline = monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(deadline - monotonic(), 0)):
+                return await call()
+        except (RedisError, OSError) as error:
+            if monotonic() + _PAUSE_SECONDS >= deadline:
+                raise Unavailable(f"Redis did not answer: {type(error).__name__}") from error
+            await pause(_PAUSE_SECONDS)
+
+
+def _typed(call: Any) -> Awaitable[Any]:
+    """redis-py's types do not say that its asyncio client's answers are awaited."""
+    return call  # type: ignore[no-any-return]

@@ -1,0 +1,739 @@
+"""Workers: what people write, what their clients hear of it, and how a worker goes."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from broker import Event, Invalid, Retry, Run, Unavailable, Worker
+from broker.catalog import CATALOG
+from broker.runs.attempt import backoff
+from broker.runs.steps import Step
+from broker.runs.trouble import describe
+
+from . import workflows
+from .proxy import Proxy, proxy
+from .running import ENDS, Client, connected
+from .support import until
+from .workflows import ENDPOINT, WORKSPACE
+
+pytestmark = pytest.mark.anyio
+
+Hire = Callable[..., Worker]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflows.quicken(monkeypatch.setattr)
+
+
+@pytest.fixture
+async def client(redis_url: str, prefix: str) -> AsyncIterator[Client]:
+    async with connected(redis_url, prefix) as client:
+        yield client
+
+
+@pytest.fixture
+def make(redis_url: str, prefix: str) -> Hire:
+    """A worker of this test's endpoint, not at work yet."""
+
+    def make(**more: Any) -> Worker:
+        url = more.pop("redis_url", redis_url)
+        return Worker(url, **({"endpoint": ENDPOINT, "workspace_id": WORKSPACE, "prefix": prefix} | more))
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def working(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(worker.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def told(client: Client, name: str, /, **parameters: Any) -> list[Event]:
+    """All that a run says, to its end."""
+    execution = (await client.start(name, **parameters)).execution_id
+    await client.end(execution)
+    return await client.events(execution)
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [event.type for event in events]
+
+
+def steps(events: list[Event]) -> dict[str, list[str]]:
+    """What was said of each step, by its id."""
+    said: dict[str, list[str]] = {}
+    for event in events:
+        if "step_id" in event.data:
+            said.setdefault(event.data["step_id"], []).append(event.type)
+    return said
+
+
+def assert_paired(events: list[Event]) -> None:
+    for first, *rest in steps(events).values():
+        kind, _, phase = first.partition("_")
+        assert phase == "start"
+        assert rest in ([f"{kind}_end"], [f"{kind}_error"])
+
+
+# -- what clients hear
+
+
+class Candidate(msgspec.Struct):
+    name: str
+    years: int = 0
+
+
+async def test_every_event_type_of_the_protocol_comes_from_a_run_in_its_shape(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("search-candidates")
+    async def search(run: Run, user_query: str, organization_id: str, filters: dict[str, Any]) -> list[Candidate]:
+        assert (run.name, run.attempt, run.connection_id) == ("search-candidates", 1, "ws_1")
+        async with run.task("shortlist", input={"query": user_query}) as task:
+            async with task.llm(model="large-1", vendor="acme") as call:
+                call.usage(prompt_tokens=812, completion_tokens=96, total_cost=0.0042)
+            async with task.tool("crm.lookup", input={"skill": "react"}) as tool:
+                tool.output({"found": 12})
+        if filters.get("wait"):
+            await asyncio.sleep(60)
+        if filters:
+            async with run.task("narrow") as task:
+                with contextlib.suppress(TimeoutError):
+                    async with task.llm(model="large-1"):
+                        raise TimeoutError("overloaded")
+                async with task.tool("crm.filter"):
+                    raise LookupError("no such filter")
+        return [Candidate("Ada", 12)]
+
+    words = {"user_query": "Full stack engineer", "organization_id": "272e9e73", "filters": {}}
+    async with working(worker):
+        good = await told(client, "search-candidates", **words)
+        bad = await told(client, "search-candidates", **words | {"filters": {"city": "x"}})
+        stopped = (await client.start("search-candidates", **words | {"filters": {"wait": True}})).execution_id
+        await until(lambda: _says(client, stopped, "task_end"))
+        await client.runs.cancel(WORKSPACE, stopped)
+        await client.end(stopped)
+        cancelled = await client.events(stopped)
+
+    agnt5 = {name for name, kind in CATALOG.items() if kind.dialect == "agnt5"}
+    assert set(kinds(good + bad + cancelled)) == agnt5
+    for events in (good, bad, cancelled):
+        assert_paired(events)
+        assert {event.agent_id for event in events} == {ENDPOINT}
+        assert all(event.timestamp and event.id for event in events)
+
+    assert kinds(good) == [
+        "execution_started", "workflow_start", "task_start", "llm_start", "llm_end", "tool_start", "tool_end",
+        "task_end", "workflow_end", "execution_completed",
+    ]  # fmt: skip
+    started, workflow, task, llm, llm_end, tool, tool_end, task_end, workflow_end, completed = (
+        event.data for event in good
+    )
+    assert started == {"execution_id": started["execution_id"], "name": "search-candidates", "connection_id": "ws_1"}
+    assert (workflow["name"], workflow["input"]) == ("search-candidates", words)
+    assert task["parent_id"] == workflow["step_id"]
+    assert "parent_id" not in workflow
+    assert llm["parent_id"] == tool["parent_id"] == task["step_id"]
+    assert (llm["model"], llm["vendor"]) == (llm_end["model"], llm_end["vendor"]) == ("large-1", "acme")
+    tokens = ("prompt_tokens", "completion_tokens", "total_tokens", "total_cost")
+    assert [llm_end[name] for name in tokens] == [812, 96, 908, 0.0042]
+    assert (task["name"], task["input"], tool["name"], tool["input"]) == (
+        "shortlist", {"query": "Full stack engineer"}, "crm.lookup", {"skill": "react"},
+    )  # fmt: skip
+    assert tool_end["output"] == {"found": 12}
+    assert workflow_end["output"] == completed["output"] == [{"name": "Ada", "years": 12}]
+    for ended in (llm_end, tool_end, task_end, workflow_end, completed):
+        assert ended["latency_ms"] >= 0
+
+    errors = {event.type: event.data["error"] for event in bad if "error" in event.data}
+    assert errors == {
+        "llm_error": {"code": "TIMEOUT_ERROR", "message": "overloaded"},
+        "tool_error": {"code": "LOOKUP_ERROR", "message": "no such filter"},
+        "task_error": {"code": "LOOKUP_ERROR", "message": "no such filter"},
+        "workflow_error": {"code": "LOOKUP_ERROR", "message": "no such filter"},
+        "execution_failed": {"code": "LOOKUP_ERROR", "message": "no such filter"},
+    }
+    assert kinds(cancelled)[-2:] == ["workflow_error", "execution_cancelled"]
+
+
+async def _says(client: Client, execution: str, kind: str) -> bool:
+    return kind in await client.kinds(execution)
+
+
+async def test_tasks_that_run_beside_each_other_keep_their_parents(client: Client, make: Hire) -> None:
+    worker = make()
+
+    async def part(parent: Step, name: str) -> None:
+        async with parent.task(name) as task:
+            await asyncio.sleep(0.01)
+            async with task.tool(f"{name}-tool"), task.llm(model=f"{name}-model"):
+                await asyncio.sleep(0.01)
+
+    @worker.workflow("wide")
+    async def wide(run: Run) -> None:
+        async with run.task("outer") as outer, asyncio.TaskGroup() as group:
+            for number in range(5):
+                group.create_task(part(outer, f"inner-{number}"))
+        await asyncio.gather(*(part(run, f"side-{number}") for number in range(5)))
+
+    async with working(worker):
+        events = await told(client, "wide")
+    assert_paired(events)
+    starts = {event.data["step_id"]: event.data for event in events if event.type.endswith("_start")}
+
+    def path(data: dict[str, Any]) -> str:
+        name = data.get("name") or data["model"]
+        return f"{path(starts[data['parent_id']])}/{name}" if "parent_id" in data else name
+
+    found = {path(data) for data in starts.values()}
+    expected = {"wide", "wide/outer"}
+    for base, name in (("wide/outer", "inner"), ("wide", "side")):
+        for number in range(5):
+            one = f"{base}/{name}-{number}"
+            expected |= {one, f"{one}/{name}-{number}-tool", f"{one}/{name}-{number}-model"}
+    assert found == expected
+
+
+async def test_one_of_many_tasks_fails_and_the_others_are_told_as_cancelled(client: Client, make: Hire) -> None:
+    worker = make()
+
+    async def part(run: Run, number: int) -> None:
+        async with run.task(f"part-{number}"):
+            await asyncio.sleep(0.05 if number == 3 else 60)
+            raise ValueError("the third")
+
+    @worker.workflow("wide")
+    async def wide(run: Run) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(5):
+                group.create_task(part(run, number))
+
+    async with working(worker):
+        events = await told(client, "wide")
+    assert_paired(events)
+    codes = Counter(event.data["error"]["code"] for event in events if event.type == "task_error")
+    assert codes == {"VALUE_ERROR": 1, "CANCELLED": 4}
+    assert events[-1].data["error"] == {"code": "VALUE_ERROR", "message": "the third"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"query": 5}, "$.query: expected str, got int"),
+        ({}, "$.query: required"),
+        ({"query": "x", "more": 1}, "$.more: no such parameter"),
+        ({"query": "x", "people": [{"name": "Ada"}, {"name": 7}]}, "$.people[1].name: expected str, got int"),
+        ({"query": "x", "limit": "3"}, "$.limit: expected int, got str"),
+    ],
+)
+async def test_wrong_parameters_fail_the_run_with_their_path_and_leave_the_worker_unharmed(
+    client: Client,
+    make: Hire,
+    given: dict[str, Any],
+    words: str,
+) -> None:
+    worker = make()
+    calls: list[Any] = []
+
+    @worker.workflow("typed")
+    async def typed(run: Run, query: str, people: list[Candidate] | None = None, *, limit: int = 10) -> None:
+        calls.append((query, people, limit))
+
+    async with working(worker):
+        events = await told(client, "typed", **given)
+        assert kinds(events) == ["execution_started", "execution_failed"]
+        assert events[-1].data["error"] == {"code": "INVALID_PARAMETERS", "message": words}
+        assert kinds(await told(client, "typed", query="x", people=[{"name": "Ada"}]))[-1] == "execution_completed"
+    assert calls == [("x", [Candidate("Ada")], 10)]
+
+
+async def test_parameters_that_a_workflow_takes_as_they_come(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("open")
+    async def open_(run, first, **others):  # type: ignore[no-untyped-def]
+        return [first, others]
+
+    async with working(worker):
+        events = await told(client, "open", first=1, second={"x": None})
+    assert events[-1].data["output"] == [1, {"second": {"x": None}}]
+
+
+async def test_a_run_past_its_deadline_is_stopped_and_its_finally_runs(client: Client, make: Hire) -> None:
+    worker, ended = make(), asyncio.Event()
+
+    @worker.workflow("long")
+    async def long(run: Run) -> None:
+        try:
+            async with run.task("wait"):
+                await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.set()
+
+    async with working(worker):
+        events = await told(client, "long", seconds=0.3)
+    assert ended.is_set()
+    assert {event.data["error"]["code"] for event in events[-3:]} == {"DEADLINE_EXCEEDED"}
+    assert kinds(events)[-3:] == ["task_error", "workflow_error", "execution_failed"]
+    assert events[-1].data["latency_ms"] < 2000
+
+
+async def test_a_run_whose_deadline_passed_while_it_waited_does_not_begin(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("noop")
+    async def noop(run: Run) -> None: ...
+
+    execution = (await client.start("noop", seconds=0.05)).execution_id
+    await asyncio.sleep(0.1)
+    async with working(worker):
+        assert (await client.end(execution)).data["error"]["code"] == "DEADLINE_EXCEEDED"
+    assert await client.kinds(execution) == ["execution_failed"]
+
+
+async def test_a_workflow_that_does_not_mind_being_cancelled_is_told_as_cancelled(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("stubborn")
+    async def stubborn(run: Run) -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "done all the same"
+
+    async with working(worker):
+        execution = (await client.start("stubborn")).execution_id
+        await until(lambda: _says(client, execution, "workflow_start"))
+        await client.runs.cancel(WORKSPACE, execution)
+        assert (await client.end(execution)).type == "execution_cancelled"
+    assert_paired(await client.events(execution))
+
+
+async def test_retry_begins_again_as_often_as_there_are_attempts(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("flaky")
+    async def flaky(run: Run, good: int) -> int:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_flake(run, good))
+        return run.attempt
+
+    async with working(worker):
+        done = await told(client, "flaky", good=3)
+        assert done[-1].data["output"] == 3
+        assert [event.data.get("attempt") for event in done if event.type == "workflow_start"] == [None, 2, 3]
+        failed = await told(client, "flaky", good=9)
+        assert [event.data.get("attempt") for event in failed if event.type == "execution_started"] == [None, 2, 3]
+        assert failed[-1].data["error"] == {"code": "RETRY", "message": "not yet"}
+    for events in (done, failed):
+        assert_paired(events)
+        assert sum(event.type in ENDS for event in events) == 1
+
+
+async def _flake(run: Run, good: int) -> None:
+    if run.attempt < good:
+        raise Retry("not yet", seconds=0.01)
+
+
+def test_the_pause_before_a_retry_grows_to_a_minute() -> None:
+    for tries, longest in ((1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (100, 60)):
+        assert longest / 2 <= backoff(tries, None) <= longest
+    assert backoff(5, 0.25) == 0.25
+    assert backoff(5, -1) == 0
+
+
+@pytest.mark.parametrize("result", [{1, "x"}, object(), "\ud800", "x" * 300_000], ids=["set", "object", "text", "size"])
+async def test_a_result_that_cannot_be_told_fails_the_run(client: Client, make: Hire, result: Any) -> None:
+    worker = make()
+
+    @worker.workflow("odd")
+    async def odd(run: Run, where: str) -> Any:
+        if where == "step":
+            async with run.tool("odd") as tool:
+                tool.output(result)
+        return result
+
+    if isinstance(result, set):
+        result = {object()}
+    async with working(worker):
+        events = await told(client, "odd", where="result")
+        assert events[-1].data["error"]["code"] == "INVALID_OUTPUT"
+        assert_paired(events)
+        events = await told(client, "odd", where="step")
+        assert events[-1].data["error"]["code"] == "INVALID"
+        assert_paired(events)
+
+
+class Named(Exception):  # noqa: N818
+    code = "CRM_DOWN"
+
+
+class Rude(Exception):  # noqa: N818
+    code = "not a code"
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("no"), "VALUE_ERROR", "no"),
+        (Named("down"), "CRM_DOWN", "down"),
+        (Rude(), "RUDE", "Rude"),
+        (KeyError(), "KEY_ERROR", "KeyError"),
+        (OSError("gone"), "OS_ERROR", "gone"),
+        (ValueError("\ud800"), "VALUE_ERROR", "?"),
+        (ValueError("x" * 5000), "VALUE_ERROR", "x" * 1000),
+        (ExceptionGroup("g", [Retry("a"), ExceptionGroup("h", [ValueError("b")])]), "VALUE_ERROR", "b"),
+        (ExceptionGroup("g", [Retry("a")]), "RETRY", "a"),
+    ],
+)
+def test_an_exception_is_told_by_its_code_and_words(error: Exception, code: str, message: str) -> None:
+    assert describe(error) == {"code": code, "message": message}
+
+
+async def test_a_workflow_nobody_serves_fails_and_one_that_another_serves_waits_for_it(
+    client: Client,
+    make: Hire,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.runs.attempt.UNSERVED_SECONDS", 0.1)
+    old, new = make(), make()
+
+    @old.workflow("old")
+    async def _old(run: Run) -> None: ...
+
+    @new.workflow("new")
+    async def _new(run: Run) -> None: ...
+
+    strange = (await client.start("strange")).execution_id
+    async with working(old):
+        assert (await client.end(strange)).data["error"]["code"] == "UNKNOWN_WORKFLOW"
+        async with working(new):
+            await until(lambda: client.broker.redis.zscore(client.broker.keys.served(WORKSPACE, ENDPOINT), "new"))
+            for _ in range(10):
+                assert kinds(await told(client, "new", max_attempts=1))[-1] == "execution_completed"
+
+
+async def test_what_a_workflow_raises_is_logged_by_its_place_and_not_its_words(
+    client: Client,
+    make: Hire,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = make()
+
+    @worker.workflow("bad")
+    async def bad(run: Run, query: str) -> None:
+        raise ValueError(query)
+
+    with caplog.at_level(logging.DEBUG, "trunkline"):
+        async with working(worker):
+            await told(client, "bad", query="my secret")
+    assert "a run of bad failed: ValueError at" in caplog.text
+    assert "test_worker.py" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_no_more_runs_at_a_time_than_was_said(client: Client, make: Hire) -> None:
+    worker = make(concurrency=3)
+    present = most = 0
+
+    @worker.workflow("count")
+    async def count(run: Run) -> None:
+        nonlocal present, most
+        present += 1
+        most = max(most, present)
+        await asyncio.sleep(0.02)
+        present -= 1
+
+    async with working(worker):
+        started = [(await client.start("count")).execution_id for _ in range(20)]
+        for execution in started:
+            await client.end(execution)
+    assert most == 3
+
+
+# -- Redis comes and goes
+
+
+async def test_a_blip_of_redis_kills_no_run_and_a_longer_absence_stops_it_in_time(
+    client: Client,
+    make: Hire,
+    redis: Any,
+) -> None:
+    began: list[int] = []
+    ended: list[float] = []
+    async with proxy(redis.port) as middle:
+        worker = make(redis_url=middle.url)
+
+        @worker.workflow("steady")
+        async def steady(run: Run) -> str:
+            began.append(run.attempt)
+            try:
+                async with run.task("work"):
+                    await asyncio.sleep(1.5 if run.attempt == 1 else 0.05)
+            except asyncio.CancelledError:
+                ended.append(asyncio.get_running_loop().time())
+                raise
+            return "done"
+
+        async with working(worker):
+            blipped = (await client.start("steady")).execution_id
+            await until(lambda: began)
+            for _ in range(4):
+                await _pause(middle, 0.2)
+            assert (await client.end(blipped)).type == "execution_completed"
+            assert (began, ended) == ([1], [])
+
+            away = (await client.start("steady", max_attempts=1)).execution_id
+            await until(lambda: len(began) == 2)
+            middle.pause()
+            at = asyncio.get_running_loop().time()
+            await until(lambda: ended)
+            assert ended[0] - at < 1.0  # before the lease ended
+            middle.go_on()
+            # It was given back by the one that had it: the attempt does not count.
+            assert (await client.end(away)).type == "execution_completed"
+            assert began == [1, 1, 2]
+            assert_paired(await client.events(away))
+
+
+async def _pause(middle: Proxy, seconds: float) -> None:
+    middle.pause()
+    await asyncio.sleep(seconds)
+    middle.go_on()
+    middle.cut()
+    await asyncio.sleep(seconds)
+
+
+async def test_without_redis_a_worker_does_not_begin(make: Hire) -> None:
+    worker = make(redis_url="redis://127.0.0.1:1/0")
+    worker.workflow("x")(_nothing)
+    with pytest.raises(Unavailable):
+        await worker.run()
+
+
+async def _nothing(run: Run) -> None: ...
+
+
+# -- the endpoint's workspace
+
+
+async def test_a_worker_waits_for_its_endpoints_workspace_and_says_so_once(
+    client: Client,
+    make: Hire,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.runs.worker._LOOK_SECONDS", 0.02)
+    worker = make(workspace_id=None)
+    worker.workflow("noop")(_nothing)
+    with caplog.at_level(logging.INFO, "trunkline"):
+        async with working(worker):
+            await until(lambda: "no workspace yet" in caplog.text)
+            await asyncio.sleep(0.1)
+            await client.broker.redis.hset(client.broker.keys.endpoint(ENDPOINT), "workspace", WORKSPACE)
+            assert kinds(await told(client, "noop"))[-1] == "execution_completed"
+    assert caplog.text.count("no workspace yet") == 1
+
+
+async def test_a_worker_that_waits_for_its_workspace_can_be_stopped(make: Hire) -> None:
+    worker = make(workspace_id=None)
+    worker.workflow("noop")(_nothing)
+    async with working(worker) as task:
+        await asyncio.sleep(0.05)
+        worker.stop()
+        await asyncio.wait_for(task, 5)
+
+
+# -- leaving
+
+
+async def test_a_worker_that_is_stopped_finishes_what_it_can_and_hands_the_rest_back(
+    client: Client,
+    make: Hire,
+) -> None:
+    leaving, staying = make(), make()
+    seen: list[tuple[str, int]] = []
+
+    def register(worker: Worker, seconds: float) -> None:
+        @worker.workflow("nap")
+        async def nap(run: Run, short: bool) -> int:
+            async with run.task("nap"):
+                seen.append((run.id, run.attempt))
+                await asyncio.sleep(0.2 if short else seconds)
+            return run.attempt
+
+    register(leaving, 60)
+    register(staying, 0)
+    short = (await client.start("nap", short=True, max_attempts=1)).execution_id
+    long = (await client.start("nap", short=False, max_attempts=1)).execution_id
+    task = asyncio.create_task(leaving.run(grace_seconds=0.6))
+    await until(lambda: len(seen) == 2)
+    leaving.stop()
+    waiting = (await client.start("nap", short=True)).execution_id  # nothing new is taken
+    await asyncio.wait_for(task, 5)
+    assert (await client.end(short)).type == "execution_completed"
+    assert await client.state(long) == "queued"
+    assert await client.state(waiting) == "queued"
+    async with working(staying):
+        assert (await client.end(long)).data["output"] == 2
+        assert (await client.end(waiting)).type == "execution_completed"
+    events = await client.events(long)
+    assert_paired(events)
+    assert [event.data["error"]["code"] for event in events if "error" in event.data] == ["INTERRUPTED"] * 2
+
+
+async def test_a_worker_that_is_cancelled_hands_back_what_it_has(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("nap")
+    async def nap(run: Run) -> None:
+        await asyncio.sleep(60)
+
+    async with working(worker):
+        execution = (await client.start("nap")).execution_id
+        await until(lambda: _says(client, execution, "workflow_start"))
+    assert await client.state(execution) == "queued"
+
+
+# -- what cannot be
+
+
+async def test_a_function_that_cannot_be_a_workflow_is_refused_when_it_is_given(make: Hire) -> None:
+    def plain(run: Run) -> None: ...
+    async def nothing() -> None: ...
+    async def positional(run: Run, first: int, *rest: int) -> None: ...
+    async def ambiguous(run: Run, first: Candidate | dict[str, int]) -> None: ...
+    async def unknown(run: Run, first: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    for function in (plain, nothing, positional, ambiguous, unknown):
+        with pytest.raises(Invalid, match=function.__name__):
+            make().workflow("x")(function)
+    worker = make()
+    worker.workflow("x")(_nothing)
+    with pytest.raises(Invalid, match="already"):
+        worker.workflow("x")
+    with pytest.raises(Invalid):
+        worker.workflow("")
+
+
+async def test_a_worker_that_cannot_be_is_refused(make: Hire) -> None:
+    for wrong in (
+        {"concurrency": 0},
+        {"endpoint": "a b"},
+        {"workspace_id": "{"},
+        {"prefix": ""},
+        {"redis_url": "x://"},
+    ):
+        with pytest.raises(Invalid):
+            make(**wrong)
+    with pytest.raises(Invalid, match="at least one workflow"):
+        await make().run()
+
+
+# -- trunkline worker
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+
+
+@pytest.fixture
+def shell(tmp_path: Path, redis_url: str, prefix: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`trunkline worker` in a directory with a module `mine`."""
+    processes: list[subprocess.Popen[str]] = []
+    (tmp_path / "mine.py").write_text(
+        f"""
+import asyncio
+from broker import Run, Worker
+worker = Worker({redis_url!r}, endpoint={ENDPOINT!r}, workspace_id={WORKSPACE!r}, prefix={prefix!r})
+nothing = None
+
+@worker.workflow("nap")
+async def nap(run: Run, seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "rested"
+"""
+    )
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+
+    def start(where: str, **settings: Any) -> subprocess.Popen[str]:
+        root = str(Path(__file__).resolve().parents[1])
+        words = {f"TRUNKLINE_{name.upper()}": str(value) for name, value in settings.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "worker", where], cwd=tmp_path, text=True,
+            env=os.environ | words | {"PYTHONPATH": root}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+async def test_trunkline_worker_works_and_ends_with_status_0_when_it_is_told_to(
+    client: Client,
+    shell: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = shell("mine:worker", drain_seconds=1.5)
+    done = (await client.start("nap", seconds_=0)).execution_id
+    assert (await client.end(done)).data["error"]["code"] == "INVALID_PARAMETERS"
+    runs = [
+        (await client.runs.submit(
+            WORKSPACE, ENDPOINT, "nap", {"seconds": seconds}, {}, None, seconds=60, max_attempts=1
+        )).execution_id
+        for seconds in (1, 60)
+    ]  # fmt: skip
+    for execution in runs:
+        await until(lambda execution=execution: _says(client, execution, "workflow_start"))
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(process.wait, 15) == 0
+    assert [await client.state(execution) for execution in runs] == ["completed", "queued"]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("mine", "expected module:worker"),
+        ("absent:worker", "no module 'absent'"),
+        ("mine:absent", "no Worker 'absent'"),
+        ("mine:nothing", "no Worker 'nothing'"),
+    ],
+)
+def test_trunkline_worker_says_in_one_line_what_it_cannot_find(
+    shell: Callable[..., subprocess.Popen[str]], where: str, words: str
+) -> None:
+    out, _ = shell(where).communicate(timeout=20)
+    [line] = out.splitlines()
+    assert line.startswith("trunkline: worker: ")
+    assert words in line
+
+
+def test_what_a_workers_own_module_lacks_is_told_whole(shell: Callable[..., subprocess.Popen[str]]) -> None:
+    process = shell("broken:worker")
+    out, _ = process.communicate(timeout=20)
+    assert "nowhere_to_be_found" in out
+    assert "broken.py" in out
+    assert process.returncode == 1
