@@ -329,4 +329,6 @@ _ROWS = (
 )
 
 CATALOG: dict[str, EventType] = {row.name: row for row in _ROWS}
+# After one of these nothing more comes of an execution.
+RUN_ENDS = frozenset({"execution_completed", "execution_failed", "execution_cancelled"})
 DECODERS: dict[str, Decoder[Struct]] = {row.name: Decoder(row.data) for row in _ROWS}

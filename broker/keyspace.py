@@ -68,18 +68,24 @@ TABLE = (
     Row("revocations:{keys}", "stream", "7 days after the last revocation", "revoke.lua",
         "which API keys were revoked: field `k` is a key's id"),
     Row("runs:{workspace}:<endpoint>", "stream", "2 days after the last run or beat of a worker",
-        "submit.lua, requeue.lua, release.lua, claim.lua, cancel.lua, beat_runs.lua",
+        "submit.lua, release.lua, claim.lua, cancel.lua, expire.lua, beat_runs.lua",
         "the runs that wait for a worker: field `x` is an execution's id; one consumer group, `workers`"),
     Row("run:{workspace}:<execution>", "hash", "2 days, 24 h after its end",
-        "submit.lua, claim.lua, release.lua, requeue.lua, cancel.lua, publish.lua",
+        "submit.lua, claim.lua, release.lua, cancel.lua, expire.lua, publish.lua",
         "a run: `state` (queued, running, completed, failed, cancelled), `endpoint`, `name`, `connection`, `attempt`, "
-        "`spared` (attempts that do not count), `attempts` (at most), `deadline` (ms), `entry` in the queue, `holder`, "
+        "`spared` (attempts that do not count), `attempts` (at most), `since` (the workspace's position before it), "
+        "`deadline` (ms), `call` that started it, `entry` in the queue, `holder`, "
         "`cancel`, and until its end `body`: its JSON"),
+    Row("queued:{workspace}", "sorted set", "2 days after the last run",
+        "submit.lua, claim.lua, release.lua, cancel.lua, expire.lua",
+        "the runs of all endpoints that wait, by the time (ms) at which their keys expire"),
     Row("held:{workspace}:<endpoint>", "sorted set", "2 days after the last run or beat of a worker",
-        "claim.lua, beat_runs.lua, release.lua, requeue.lua, cancel.lua, publish.lua",
+        "claim.lua, beat_runs.lua, release.lua, cancel.lua, expire.lua, publish.lua",
         "the runs that somebody holds or that wait for a retry, by the time (ms) when they go back to the queue"),
     Row("served:{workspace}:<endpoint>", "sorted set", "15 s after the last beat of a worker", "beat_runs.lua",
         "the workflows that workers serve, by the time (ms) until which that holds"),
+    Row("returned:{workspace}:<endpoint>", "string", "5 s", "beat_runs.lua",
+        "no worker was heard for a while, and one is again: as long as it is there, no run is taken over"),
     Row("cancels:{workspace}:<endpoint>", "stream", "1 min after the last", "cancel.lua",
         "the running executions that are to stop: field `x` is an execution's id; about 1,000"),
     Row("connection:{workspace}:<endpoint>:<connection>", "sorted set", "2 days after its last run", "submit.lua",
@@ -167,11 +173,17 @@ class Keyspace:
     def run(self, workspace: str, execution: str) -> str:
         return f"{self.prefix}:run:{{{workspace}}}:{execution}"
 
+    def queued(self, workspace: str) -> str:
+        return f"{self.prefix}:queued:{{{workspace}}}"
+
     def held(self, workspace: str, endpoint: str) -> str:
         return f"{self.prefix}:held:{{{workspace}}}:{endpoint}"
 
     def served(self, workspace: str, endpoint: str) -> str:
         return f"{self.prefix}:served:{{{workspace}}}:{endpoint}"
+
+    def returned(self, workspace: str, endpoint: str) -> str:
+        return f"{self.prefix}:returned:{{{workspace}}}:{endpoint}"
 
     def cancels(self, workspace: str, endpoint: str) -> str:
         return f"{self.prefix}:cancels:{{{workspace}}}:{endpoint}"

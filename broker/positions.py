@@ -33,6 +33,12 @@ def order(position: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence)
 
 
+def before(position: Position) -> Position:
+    """The position just before, whether there is such an entry or not."""
+    milliseconds, sequence = order(position)
+    return Position(f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{2**64 - 1}")
+
+
 def is_after(position: str, other: str) -> bool:
     """True when `position` is newer than `other`."""
     return order(position) > order(other)

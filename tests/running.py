@@ -21,7 +21,8 @@ class Client:
         self.broker, self.runs = broker, Runs(broker, **options)
 
     async def start(self, name: str = "sleep", /, connection: str | None = "ws_1", **more: Any) -> Submitted:
-        terms = {"seconds": more.pop("seconds", 60.0), "max_attempts": more.pop("max_attempts", 3)}
+        terms: dict[str, Any] = {"seconds": more.pop("seconds", 60.0), "max_attempts": more.pop("max_attempts", 3)}
+        terms["execution"] = more.pop("execution", None)
         metadata = {"idempotency_key": more.pop("key")} if "key" in more else {}
         return await self.runs.submit(
             more.pop("workspace", WORKSPACE), more.pop("endpoint", ENDPOINT), name, more, metadata, connection, **terms

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.positions import START, is_after, order, parse
+from broker.positions import START, Position, before, is_after, order, parse
 
 LARGEST = 2**64 - 1
 numbers = st.integers(0, LARGEST)
@@ -84,3 +84,9 @@ def test_any_text_is_a_position_or_none(text: str) -> None:
         assert order(text) == pair
         assert text.isascii()
         assert max(pair) <= LARGEST
+
+
+@pytest.mark.parametrize(("position", "expected"), [("5-1", "5-0"), ("5-0", f"4-{2**64 - 1}"), ("17-300", "17-299")])
+def test_nothing_stands_between_a_position_and_the_one_before(position: Position, expected: str) -> None:
+    assert before(position) == expected
+    assert is_after(position, before(position))

@@ -2,15 +2,20 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import datetime
+import decimal
 import logging
 import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 import pytest
@@ -18,6 +23,8 @@ import pytest
 from broker import Event, Invalid, Retry, Run, Unavailable, Worker
 from broker.catalog import CATALOG
 from broker.runs.attempt import backoff
+from broker.runs.parameters import Parameters
+from broker.runs.queue import Queue
 from broker.runs.steps import Step
 from broker.runs.trouble import describe
 
@@ -516,6 +523,69 @@ async def test_a_blip_of_redis_kills_no_run_and_a_longer_absence_stops_it_in_tim
             assert_paired(await client.events(away))
 
 
+async def test_an_end_that_could_not_be_told_for_minutes_gives_the_run_back(
+    client: Client,
+    make: Hire,
+    redis: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.producer.RETRY_SECONDS", 0.5)
+    async with proxy(redis.port) as middle:
+        worker, go = make(redis_url=middle.url), asyncio.Event()
+
+        @worker.workflow("steady")
+        async def steady(run: Run) -> int:
+            await go.wait()
+            return run.attempt
+
+        async with working(worker):
+            execution = (await client.start("steady", max_attempts=1)).execution_id
+            await until(lambda: _says(client, execution, "workflow_start"))
+            middle.pause()
+            go.set()
+
+            def is_given_up() -> bool:
+                middle.cut()
+                return "could not be told" in caplog.text
+
+            await until(is_given_up)
+            middle.go_on()
+            middle.cut()
+            end = await client.end(execution)
+    assert (end.type, end.data["output"]) == ("execution_completed", 2)
+
+
+async def test_a_worker_that_is_given_its_own_run_before_it_knows_to_have_given_it_back_keeps_it(
+    client: Client,
+    make: Hire,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, release, calls = make(), Queue.release, 0
+    began: list[int] = []
+
+    async def lose(queue: Queue, *words: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        await release(queue, *words, **more)
+        if calls < 4:
+            raise ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(Queue, "release", lose)
+
+    @worker.workflow("flaky")
+    async def flaky(run: Run) -> int:
+        began.append(run.attempt)
+        if run.attempt == 1:
+            raise Retry(seconds=0)
+        await asyncio.sleep(2.5)  # longer than a lease
+        return run.attempt
+
+    async with working(worker):
+        assert (await told(client, "flaky"))[-1].data["output"] == 2
+    assert (began, calls) == ([1, 2], 4)
+
+
 async def _pause(middle: Proxy, seconds: float) -> None:
     middle.pause()
     await asyncio.sleep(seconds)
@@ -624,8 +694,9 @@ async def test_a_function_that_cannot_be_a_workflow_is_refused_when_it_is_given(
     async def positional(run: Run, first: int, *rest: int) -> None: ...
     async def ambiguous(run: Run, first: Candidate | dict[str, int]) -> None: ...
     async def unknown(run: Run, first: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+    async def union(run: Run, first: Crm | dict[str, int] = None) -> None: ...  # type: ignore[assignment]
 
-    for function in (plain, nothing, positional, ambiguous, unknown):
+    for function in (plain, nothing, positional, ambiguous, unknown, union):
         with pytest.raises(Invalid, match=function.__name__):
             make().workflow("x")(function)
     worker = make()
@@ -634,6 +705,78 @@ async def test_a_function_that_cannot_be_a_workflow_is_refused_when_it_is_given(
         worker.workflow("x")
     with pytest.raises(Invalid):
         worker.workflow("")
+
+
+class Crm:
+    """What no JSON is read as."""
+
+
+class Deep(msgspec.Struct):
+    crm: list[Crm]
+    deeper: "Deep | None" = None
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [Crm, list[Crm], dict[str, Crm], Crm | None, Deep, tuple[int, Deep], list["Deep | None"], complex, type, range,
+     Iterator[int], msgspec.Raw],
+    ids=str,
+)  # fmt: skip
+async def test_an_annotation_that_no_json_is_read_as_is_refused_when_the_workflow_is_given(
+    make: Hire, hint: Any
+) -> None:
+    async def required(run: Run, first: int, crm: hint) -> None: ...
+    async def optional(run: Run, first: int, crm: hint = None) -> None: ...
+
+    for function in (required, optional):
+        with pytest.raises(Invalid) as invalid:
+            make().workflow("x")(function)
+        assert invalid.value.path.endswith(f"{function.__name__}.crm")
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    colour: Colour
+    next: "Point | None" = None
+
+
+class Nametag(TypedDict):
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "got"),
+    [
+        (datetime.date, "2026-11-21", datetime.date(2026, 11, 21)),
+        (uuid.UUID, "272e9e73-fe36-4ea1-acf6-4ea08d21aa0c", uuid.UUID("272e9e73-fe36-4ea1-acf6-4ea08d21aa0c")),
+        (decimal.Decimal, "1.50", decimal.Decimal("1.50")),
+        (Literal["a", 1], 1, 1),
+        (
+            Point,
+            {"x": 1, "colour": "red", "next": {"x": 2, "colour": "red"}},
+            Point(1, Colour.RED, Point(2, Colour.RED)),
+        ),
+        (list["Candidate"] | None, [{"name": "Ada"}], [Candidate("Ada")]),
+        (Nametag, {"name": "Ada"}, {"name": "Ada"}),
+        (Annotated[int, msgspec.Meta(gt=0)], 1, 1),
+        (tuple[int, ...], [1, 2], (1, 2)),
+        (Mapping[str, int], {"a": 1}, {"a": 1}),
+        (bytes, "YQ==", b"a"),
+        (object, {"a": [1]}, {"a": [1]}),
+    ],
+    ids=str,
+)
+def test_annotations_that_json_is_read_as(hint: Any, given: Any, got: Any) -> None:
+    async def required(run: Run, it: hint) -> None: ...
+    async def optional(run: Run, it: hint = None) -> None: ...
+
+    for function in (required, optional):
+        assert Parameters(function).check({"it": given}) == {"it": got}
 
 
 async def test_a_worker_that_cannot_be_is_refused(make: Hire) -> None:

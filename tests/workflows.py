@@ -1,13 +1,14 @@
 """Workers of tests, as their users write them. What they do they record in Redis, each in a process of its own.
 
 `python -m tests.workflows` runs one with beats and leases that tests can wait for. From the environment: REDIS_URL,
-PREFIX, and CONCURRENCY.
+PREFIX, CONCURRENCY and LEASE_SECONDS.
 """
 
 import asyncio
 import os
 import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from broker import Retry, Run, Worker
-from broker.runs import hold, queue, shift, submitter
+from broker.runs import beats, hold, queue, submitter
 
 WORKSPACE, ENDPOINT = "ws-456", "coffee-shop-e66b8d23"
 
@@ -30,14 +31,16 @@ worker = Worker(
 )
 
 
-def quicken(set_: Any = setattr) -> None:
-    """Beats and leases of a tenth; `set_` may be monkeypatch.setattr."""
+def quicken(set_: Any = setattr, lease_seconds: float = 1.0) -> None:
+    """Beats and leases of a tenth, unless told otherwise; `set_` may be monkeypatch.setattr."""
     for module in (hold, queue, submitter):
-        set_(module, "LEASE_SECONDS", 1.0)
-    set_(hold, "MARGIN_SECONDS", 0.3)
-    set_(shift, "BEAT_SECONDS", 0.2)
-    set_(shift, "CALL_SECONDS", 0.3)
-    set_(queue, "SERVED_SECONDS", 1.5)
+        set_(module, "LEASE_SECONDS", lease_seconds)
+    set_(hold, "MARGIN_SECONDS", 0.3 * lease_seconds)
+    set_(beats, "BEAT_SECONDS", 0.2 * lease_seconds)
+    set_(beats, "CALL_SECONDS", 0.3 * lease_seconds)
+    set_(queue, "GRACE_SECONDS", 0.5 * lease_seconds)
+    set_(queue, "SERVED_SECONDS", 1.5 * lease_seconds)
+    set_(queue, "RETURN_SECONDS", 1.5 * lease_seconds)
     set_(queue, "BLOCK_MS", 100)
 
 
@@ -87,6 +90,24 @@ async def chance(run: Run) -> int:
     return run.attempt
 
 
+@worker.workflow("block")
+async def block(run: Run, moments: float) -> int:
+    """Lets nothing else happen in its process' loop meanwhile."""
+    async with recorded(run), run.task("block"):
+        time.sleep(moments)
+    return run.attempt
+
+
+@worker.workflow("compute")
+async def compute(run: Run, moments: float) -> int:
+    """So does this one, and keeps the interpreter busy."""
+    async with recorded(run):
+        end = time.monotonic() + moments
+        while time.monotonic() < end:
+            pass
+    return run.attempt
+
+
 @worker.workflow("poison")
 async def poison(run: Run) -> None:
     """Takes its worker with it."""
@@ -95,6 +116,6 @@ async def poison(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    quicken()
+    quicken(lease_seconds=float(os.environ.get("LEASE_SECONDS", "1")))
     asyncio.run(worker.run())
     sys.exit(0)

@@ -18,7 +18,7 @@ from ..errors import Invalid
 from ..patience import pause
 from ..producer import Producer
 from .exchange import Claimed
-from .hold import Hold, Reason
+from .hold import Hold, Lease, Reason
 from .outbox import Outbox
 from .parameters import Parameters
 from .queue import Queue
@@ -59,8 +59,8 @@ class GivenBack(NamedTuple):
 class Attempt:
     """One attempt at a run that this worker holds."""
 
-    def __init__(self, claimed: Claimed, asked: float, queue: Queue, producer: Producer) -> None:
-        self.hold = Hold(claimed, asked, self._stopped)
+    def __init__(self, claimed: Claimed, lease: Lease, queue: Queue, producer: Producer) -> None:
+        self.hold = Hold(claimed, lease, self._stopped)
         self._claimed, self._queue = claimed, queue
         fence = queue.fence(claimed)
         self._outbox = Outbox(producer, queue.workspace, queue.endpoint, fence, lambda: self.hold.stop(Reason.LOST))
@@ -68,7 +68,7 @@ class Attempt:
     async def make(self, workflows: Mapping[str, Workflow]) -> None:
         """From beginning to end, whatever the workflow does."""
         try:
-            if self.hold.reason is Reason.LEAVING:
+            if self.hold.reason in (Reason.LEAVING, Reason.LAPSED):
                 outcome: Ended | GivenBack | None = GivenBack(is_spared=True, seconds=0)  # it came too late to begin
             else:
                 outcome = judge(self._claimed, workflows) or await self._perform(workflows[self._claimed.name])
@@ -143,14 +143,15 @@ class Attempt:
         promise = self._outbox.say(f"execution_{ended.state}", details, ended.state)
         await asyncio.wait((promise,))
         if promise.cancelled():
-            # Redis is away for minutes. The lease ends there, and somebody begins the run again.
+            # Redis was away for minutes, and what it knows is in doubt: a run that has ended is not given back.
             logger.error("the end of a run could not be told")
+            await self._give_back(GivenBack(is_spared=True, seconds=0))
 
     async def _give_back(self, back: GivenBack) -> None:
-        """Until Redis knows, or the lease ended long ago."""
+        """Until Redis knows, or the run's deadline has passed: however long it is away, that uses up no attempt."""
         claimed, seconds = self._claimed, _FIRST_PAUSE
         try:
-            async with asyncio.timeout(RELEASE_SECONDS):
+            async with asyncio.timeout(max(claimed.left_ms / 1000, RELEASE_SECONDS)):
                 await self._outbox.sent()
                 while True:
                     try:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from ..errors import Invalid
+from ..positions import Position
 
 # Redis drops a lease that was not renewed for so long. Whoever holds it stops `MARGIN_SECONDS` before.
 LEASE_SECONDS = 10.0
@@ -49,11 +50,16 @@ class Claimed(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """A run as its client's connection remembers it."""
+    """A run as its client's connection remembers it: what was said of it comes after `since` in the workspace's log.
+
+    `deadline` is in Unix seconds by Redis' clock.
+    """
 
     id: str
     name: str
     state: State
+    since: Position
+    deadline: float
 
 
 _body = msgspec.json.Decoder(_Body)
@@ -91,9 +97,13 @@ def read_claim(execution: str, holder: str, answer: list[bytes]) -> Claimed | No
 def execution_id(endpoint: str, connection: str, key: object) -> str:
     """The id of a run: random, unless its client gave a `key` under which it may be started once.
 
-    The id of the latter is made of that key, so that the run itself remembers it: again means the same run.
+    The id of the latter is made of that key, so that the run itself remembers it: again means the same run. The key is
+    any JSON value but null, as it is: `1` is another than `"1"` and than `1.0`. Raises `Invalid` for other values.
     """
     if key is None or not connection:
         return f"exec_{secrets.token_hex(12)}"
-    said = msgspec.json.encode([endpoint, connection, key])
+    try:
+        said = msgspec.json.encode([endpoint, connection, key])
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Invalid("metadata.idempotency_key", f"cannot be written as JSON: {error}") from error
     return f"exec_{sha256(said).hexdigest()[:24]}"

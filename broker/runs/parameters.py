@@ -2,14 +2,16 @@
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec import inspect as info
 
 from ..errors import Invalid
 
+_DESCRIBED = (info.Type, info.Field)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -22,8 +24,9 @@ class Parameters:
         if not inspect.iscoroutinefunction(function):
             raise Invalid(path, "expected an async function")
         try:
-            first, *others = inspect.signature(function, eval_str=True).parameters.values()
-        except (NameError, ValueError) as error:
+            first, *others = inspect.signature(function).parameters.values()
+            hints = get_type_hints(function, include_extras=True)
+        except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
             raise Invalid(
                 path, f"expected a first parameter for the run, and annotations that exist: {error}"
             ) from None
@@ -34,13 +37,10 @@ class Parameters:
         if unnamed := next((other for other in named if other.kind not in _NAMED), None):
             raise Invalid(f"{path}.{unnamed.name}", "expected a parameter that can be given by its name")
         self._names = [parameter.name for parameter in named]
-        try:
-            self._shape = msgspec.defstruct(
-                "Parameters", [_field(one) for one in named], kw_only=True, forbid_unknown_fields=not self._takes_others
-            )
-            msgspec.json.Decoder(self._shape)  # raises where it cannot be read from JSON
-        except TypeError as error:
-            raise Invalid(path, f"expected annotations of JSON types: {error}") from None
+        fields = [_field(one, hints.get(one.name, Any), f"{path}.{one.name}") for one in named]
+        self._shape = msgspec.defstruct(
+            "Parameters", fields, kw_only=True, forbid_unknown_fields=not self._takes_others
+        )
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
         """`given` as the function's annotations want it. Raises `Invalid` with the path of what is wrong."""
@@ -52,11 +52,42 @@ class Parameters:
         return {**given, **wanted} if self._takes_others else wanted
 
 
-def _field(parameter: inspect.Parameter) -> Any:
-    hint = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-    if parameter.default is inspect.Parameter.empty:
-        return (parameter.name, hint)
-    return (parameter.name, hint | UnsetType, UNSET)  # the function knows its default
+def _field(parameter: inspect.Parameter, hint: Any, path: str) -> Any:
+    """As `msgspec.defstruct` wants it. Raises `Invalid` with `path` where nothing can be read by `hint`."""
+    try:
+        if parameter.default is inspect.Parameter.empty:
+            field: tuple[Any, ...] = (parameter.name, hint)
+        else:
+            field = (parameter.name, hint | UnsetType, UNSET)  # the function knows its default
+        shape = msgspec.defstruct("Parameter", [field])
+        msgspec.json.Decoder(shape)
+        strange = _strange(info.type_info(shape))
+    except TypeError as error:
+        raise Invalid(path, f"expected an annotation of JSON types: {error}") from None
+    if strange:
+        raise Invalid(path, f"expected an annotation of JSON types, got {strange}")
+    return field
+
+
+def _strange(root: info.Type) -> str | None:
+    """A class somewhere in a type that no JSON is read as: msgspec would find out with the first run."""
+    seen, ahead = set(), [root]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, info.CustomType) and one.cls is not object:
+            return one.cls.__qualname__
+        if isinstance(one, info.RawType | info.ExtType):  # of JSON's and MessagePack's decoders alone
+            return type(one).__name__.removesuffix("Type")
+        if id(one) not in seen:  # a type may be inside of itself
+            seen.add(id(one))
+            ahead += _parts(one)
+    return None
+
+
+def _parts(one: Any) -> Iterator[Any]:
+    for name in one.__struct_fields__:
+        value = getattr(one, name)
+        yield from (part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, _DESCRIBED))
 
 
 def _invalid(words: str) -> Invalid:

@@ -4,15 +4,20 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ..broker import Broker
 from ..errors import Invalid
+from ..keyspace import Keyspace
 from ..producer import Fence
 from ..script import Script
 from .exchange import KEYS_SECONDS, LEASE_SECONDS, Claimed, read_claim
 
 SERVED_SECONDS = 15.0
+# How long a lease is renewed after its run's deadline.
+GRACE_SECONDS = 5.0
+# How long workers have to come back after Redis was away, before others take over what they held.
+RETURN_SECONDS = 5.0
 BLOCK_MS = 500
 CANCELS_BLOCK_MS = 1000
 
@@ -28,7 +33,7 @@ class Ready(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """What a beat found: `held`, `cancel` or `lost` for each run; and what nobody looks after."""
+    """What a beat found: `held`, `cancel`, `late` or `lost` for each run; and what nobody looks after."""
 
     states: list[str]
     due: list[Ready]
@@ -37,15 +42,20 @@ class Beat(NamedTuple):
 class Queue:
     """The runs of one endpoint. Each method is one round trip, and raises redis-py's errors."""
 
-    def __init__(self, broker: Broker, workspace: str, endpoint: str) -> None:
-        self.id = secrets.token_hex(8)
+    def __init__(self, redis: Redis, keys: Keyspace, workspace: str, endpoint: str, *, worker: str = "") -> None:
+        """Of a new worker, or of the one with the id `worker`."""
+        self.id = worker or secrets.token_hex(8)
         self.workspace, self.endpoint = workspace, endpoint
-        self._redis, self._names = broker.redis, broker.keys
-        self._runs, self._held = broker.keys.runs(workspace, endpoint), broker.keys.held(workspace, endpoint)
-        self._served = broker.keys.served(workspace, endpoint)
-        self._cancels = broker.keys.cancels(workspace, endpoint)
-        self._beat, self._claim = Script(broker.redis, "beat_runs"), Script(broker.redis, "claim")
-        self._release = Script(broker.redis, "release")
+        self._redis, self._names = redis, keys
+        self._runs, self._held = keys.runs(workspace, endpoint), keys.held(workspace, endpoint)
+        self._served, self._queued = keys.served(workspace, endpoint), keys.queued(workspace)
+        self._cancels, self._returned = keys.cancels(workspace, endpoint), keys.returned(workspace, endpoint)
+        self._beat, self._claim = Script(redis, "beat_runs"), Script(redis, "claim")
+        self._release = Script(redis, "release")
+
+    def over(self, redis: Redis) -> "Queue":
+        """The same worker's, over another client."""
+        return Queue(redis, self._names, self.workspace, self.endpoint, worker=self.id)
 
     async def read(self, count: int) -> list[Ready]:
         """What waits, at most `count`; nothing when nothing came within `BLOCK_MS`, or the queue is not made yet."""
@@ -60,29 +70,38 @@ class Queue:
             Ready(entry.decode(), fields.get(b"x", b"").decode()) for _, entries in found for entry, fields in entries
         ]
 
-    async def claim(self, wanted: Sequence[tuple[Ready, str]]) -> list[Claimed | None]:
-        """Hold runs, each under a holder's name; None for each that is not to be had. Safe to call again."""
-        lease = _ms(LEASE_SECONDS)
+    async def claim(self, wanted: Sequence[Ready], holders: Sequence[str]) -> list[Claimed | None]:
+        """Hold runs, each as its holder; None for each that is not to be had. Safe to call again."""
+        lease, pairs = _ms(LEASE_SECONDS), list(zip(wanted, holders, strict=True))
         answers = await self._claim.run_many(
             [
                 (
-                    (self._names.run(self.workspace, ready.execution), self._runs, self._held, self._served),
+                    (
+                        self._names.run(self.workspace, ready.execution),
+                        self._runs,
+                        self._held,
+                        self._served,
+                        self._queued,
+                        self._returned,
+                    ),
                     (ready.execution, ready.entry, holder, lease),
                 )
-                for ready, holder in wanted
+                for ready, holder in pairs
             ]
         )
-        return [_claimed(ready, holder, answer) for (ready, holder), answer in zip(wanted, answers, strict=True)]
+        return [_claimed(ready, holder, answer) for (ready, holder), answer in zip(pairs, answers, strict=True)]
 
     async def beat(self, names: Iterable[str], executions: Sequence[str], holders: Sequence[str]) -> Beat:
         """Say that this worker lives, serves `names` and holds `executions`, each as its holder."""
-        keys = [self._runs, self._held, self._served]
+        keys = [self._runs, self._held, self._served, self._returned]
         keys += [self._names.run(self.workspace, execution) for execution in executions]
         served = list(names)
         terms: tuple[str | int, ...] = (
             self.id,
             _ms(LEASE_SECONDS),
             _ms(SERVED_SECONDS),
+            _ms(RETURN_SECONDS),
+            _ms(GRACE_SECONDS),
             KEYS_SECONDS,
             len(served),
             *served,
@@ -94,8 +113,8 @@ class Queue:
 
     async def release(self, execution: str, holder: str, *, is_spared: bool, seconds: float) -> None:
         """Give a run back, for who comes `seconds` from now; does nothing when it is another's."""
-        keys = (self._names.run(self.workspace, execution), self._runs, self._held)
-        await self._release.run(keys, (execution, holder, int(is_spared), _ms(seconds)))
+        keys = (self._names.run(self.workspace, execution), self._runs, self._held, self._queued)
+        await self._release.run(keys, (execution, holder, int(is_spared), _ms(seconds), KEYS_SECONDS))
 
     async def cancels(self, last: str) -> tuple[str, list[str]]:
         """What is to stop, since the entry `last`; and the newest entry."""

@@ -1,8 +1,7 @@
 """A worker at work on its endpoint's runs: takes them, keeps them, hears what is to stop, and leaves.
 
 Take      One loop reads the queue while a place is free. What nobody looks after any more (`due`) goes before it.
-Beats     Every `BEAT_SECONDS` one call renews all holds. One that fails is soon repeated: there is time for three
-          before a hold lapses.
+Beats     Another thread renews all holds (beats.py says why), and finds what is due.
 Cancels   Read from a stream that all workers of the endpoint share. What is missed there a beat finds.
 Leaving   Nothing new; what is not finished after the grace is stopped and given back, without using up an attempt.
 """
@@ -10,32 +9,34 @@ Leaving   Nothing new; what is not finished after the grace is stopped and given
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from time import monotonic
 
 from redis.exceptions import RedisError
 
+from ..broker import Broker
 from ..patience import pause
-from ..producer import Producer
 from .attempt import Attempt, Workflow
+from .beats import Beats
 from .exchange import Claimed
-from .hold import Reason
+from .hold import Lease, Reason
 from .queue import Queue, Ready
+from .turns import repeat
 
 logger = logging.getLogger("trunkline.worker")
 
-BEAT_SECONDS = 3.0
-CALL_SECONDS = 1.5
 FAREWELL_SECONDS = 5.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_PAUSE_SECONDS = 0.05
 
 
 class Shift:
     """One worker's runs. `work` goes on until `leave` is set, or it is cancelled."""
 
-    def __init__(self, queue: Queue, producer: Producer, workflows: Mapping[str, Workflow], concurrency: int) -> None:
-        self._queue, self._producer = queue, producer
+    def __init__(self, broker: Broker, queue: Queue, workflows: Mapping[str, Workflow], concurrency: int) -> None:
+        self._queue, self._producer = queue, broker.producer
         self._workflows, self._concurrency = workflows, concurrency
-        self._attempts: dict[str, Attempt] = {}  # by execution
+        self._beats = Beats(broker.address, queue, workflows, self._stop, self._find_due)
+        self._attempts: dict[Lease, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._due: dict[str, Ready] = {}
         self._freed = asyncio.Event()
@@ -43,8 +44,8 @@ class Shift:
         self._last_cancel = "0-0"
 
     async def work(self, leave: asyncio.Event, grace_seconds: float) -> None:
-        taking = asyncio.create_task(self._repeat(self._take, lambda: self._is_leaving))
-        loops = [asyncio.create_task(self._repeat(turn, lambda: False)) for turn in (self._beat, self._hear)]
+        taking = asyncio.create_task(repeat(self._take, lambda: self._is_leaving))
+        loops = [asyncio.create_task(self._beats.run()), asyncio.create_task(repeat(self._hear))]
         leaving = asyncio.create_task(_wait_for(leave))
         try:
             await asyncio.wait((leaving, taking, *loops), return_when=asyncio.FIRST_COMPLETED)
@@ -73,46 +74,21 @@ class Shift:
             await asyncio.wait(self._tasks, timeout=FAREWELL_SECONDS)
         await _end(self._tasks)
 
-    # -- the loops
+    # -- the loops, and what beats find
 
-    async def _repeat(self, turn: Callable[[], Awaitable[None]], is_over: Callable[[], bool]) -> None:
-        """Outages of Redis are waited out."""
-        seconds, is_lost = _FIRST_PAUSE, False
-        while not is_over():
-            try:
-                await turn()
-            except (RedisError, OSError) as error:
-                if not is_lost:
-                    logger.warning("a worker cannot reach Redis, trying again: %s", type(error).__name__)
-                is_lost = True
-                await pause(seconds)
-                seconds = min(2 * seconds, _LONGEST_PAUSE)
-            else:
-                seconds, is_lost = _FIRST_PAUSE, False
-                await pause(0)
+    def _stop(self, lease: Lease, reason: Reason) -> None:
+        if lease in self._attempts:
+            self._attempts[lease].hold.stop(reason)
 
-    async def _beat(self) -> None:
-        asked = asyncio.get_running_loop().time()
-        holds = [attempt.hold for attempt in self._attempts.values()]
-        async with asyncio.timeout(CALL_SECONDS):
-            found = await self._queue.beat(
-                self._workflows, [hold.claimed.execution for hold in holds], [hold.claimed.holder for hold in holds]
-            )
-        for hold, state in zip(holds, found.states, strict=True):
-            if state == "lost":
-                hold.stop(Reason.LOST)
-                continue
-            hold.renew(asked)
-            if state == "cancel":
-                hold.stop(Reason.CANCELLED)
-        self._due = {ready.execution: ready for ready in found.due if ready.execution not in self._attempts}
-        await pause(BEAT_SECONDS)
+    def _find_due(self, found: list[Ready]) -> None:
+        ours = {lease.execution for lease in self._attempts}
+        self._due = {ready.execution: ready for ready in found if ready.execution not in ours}
 
     async def _hear(self) -> None:
         self._last_cancel, executions = await self._queue.cancels(self._last_cancel)
-        for execution in executions:
-            if execution in self._attempts:
-                self._attempts[execution].hold.stop(Reason.CANCELLED)
+        for lease, attempt in self._attempts.items():
+            if lease.execution in executions:
+                attempt.hold.stop(Reason.CANCELLED)
 
     async def _take(self) -> None:
         room = self._concurrency - len(self._attempts)
@@ -123,42 +99,49 @@ class Shift:
         wanted = [self._due.pop(execution) for execution in list(self._due)[:room]]
         wanted = wanted or await self._queue.read(room)
         if wanted:
-            await self._claim([(ready, secrets.token_hex(8)) for ready in wanted])
+            leases = [Lease(ready.execution, secrets.token_hex(8)) for ready in wanted]
+            self._beats.keep(leases)
+            try:
+                await self._claim(wanted, leases)
+            finally:
+                self._beats.drop(lease for lease in leases if lease not in self._attempts)
 
-    async def _claim(self, wanted: list[tuple[Ready, str]]) -> None:
+    async def _claim(self, wanted: list[Ready], leases: list[Lease]) -> None:
         """Hold what was read. An answer that is lost is asked for again, by the same holders."""
         while True:
-            asked = asyncio.get_running_loop().time()
+            asked = monotonic()
             try:
-                found = await self._queue.claim(wanted)
+                found = await self._queue.claim(wanted, [lease.holder for lease in leases])
             except (RedisError, OSError):
                 if self._is_leaving:
                     raise
-                await pause(_FIRST_PAUSE)
+                await pause(_PAUSE_SECONDS)
             else:
                 break
-        for claimed in found:
+        for claimed, lease in zip(found, leases, strict=True):
             if claimed is not None:
-                self._begin(claimed, asked)
+                lease.grant(asked)
+                self._begin(claimed, lease)
 
     # -- runs
 
-    def _begin(self, claimed: Claimed, asked: float) -> None:
-        attempt = Attempt(claimed, asked, self._queue, self._producer)
-        self._attempts[claimed.execution] = attempt
+    def _begin(self, claimed: Claimed, lease: Lease) -> None:
+        attempt = Attempt(claimed, lease, self._queue, self._producer)
+        self._attempts[lease] = attempt
         if self._is_leaving:
             attempt.hold.stop(Reason.LEAVING)
-        task = asyncio.create_task(self._make(attempt, claimed.execution))
+        task = asyncio.create_task(self._make(attempt, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _make(self, attempt: Attempt, execution: str) -> None:
+    async def _make(self, attempt: Attempt, lease: Lease) -> None:
         try:
             await attempt.make(self._workflows)
         except Exception:
             logger.exception("a run could not be made; it begins again when its lease ends")
         finally:
-            del self._attempts[execution]
+            del self._attempts[lease]
+            self._beats.drop([lease])
             self._freed.set()
 
 

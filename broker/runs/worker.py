@@ -106,8 +106,8 @@ class Worker:
                 leaving.cancel()
                 await asyncio.gather(finding, leaving, return_exceptions=True)
             logger.info("working for endpoint %s in workspace %s", self.endpoint, workspace)
-            queue = Queue(broker, workspace, self.endpoint)
-            await Shift(queue, broker.producer, self._workflows, self._concurrency).work(self._leave, grace_seconds)
+            queue = Queue(broker.redis, broker.keys, workspace, self.endpoint)
+            await Shift(broker, queue, self._workflows, self._concurrency).work(self._leave, grace_seconds)
 
     def stop(self) -> None:
         """Let `run` end: nothing new is taken."""
