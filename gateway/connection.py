@@ -1,11 +1,10 @@
-"""One client: performs what its session decides. All that waits for somebody waits here."""
+"""One client: performs what its session decides."""
 
 import asyncio
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +14,10 @@ from broker.lines import Gap
 from . import frames, places
 from .auth import Claims, Denied, UnknownKey, bearer, check_fingerprint, digest
 from .dialects import Dialect, Variant
+from .door import Entry
 from .following import Following
-from .hub import Count, Write
+from .groups import Count, Watch, Write
+from .inbox import Inbox
 from .limits import MINUTE, UNLIMITED, Limits
 from .messages import (
     Action,
@@ -28,14 +29,18 @@ from .messages import (
     Confirmed,
     Enter,
     Error,
+    Execute,
     Farewell,
     Follow,
     Heartbeat,
     Interest,
+    Knock,
     Notice,
     PingSent,
     PongSent,
     PoolSaid,
+    ResumeRuns,
+    RunRequest,
     Sample,
     Send,
     Subscribe,
@@ -49,6 +54,7 @@ from .messages import (
 from .reasons import (
     BUG,
     INVALID_TOKEN,
+    KEY_REVOKED,
     SLOW_CONSUMER,
     UNAVAILABLE,
     Reason,
@@ -61,13 +67,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trunkline.connection")
 
-MAX_PENDING = 32
-
 _PING = frames.ping()
 
 
 class Admission(NamedTuple):
-    """What the handshake told: who speaks, from where, in which form it wants events; the token if it brought one."""
+    """What the handshake told: who speaks, from where, in which form it wants events; the token if it brought one.
+
+    Who brings a key instead knocks with it, and has an entry once it is let in.
+    """
 
     dialect: Dialect
     variant: Variant
@@ -76,26 +83,23 @@ class Admission(NamedTuple):
     fingerprint: str | None = None
     version: str | None = None
     may_deflate: bool = False
+    knock: Knock | None = None
+    entry: Entry | None = None
 
 
 class Connection:
-    """A session, its socket and what it follows.
-
-    What the client says is taken in order: while one message waits for somebody (a key set, a subscription in Redis, a
-    replay), the next ones wait in `_pending`; when those are many, the socket is not read.
-    """
+    """A session, its socket, its inbox and what it follows."""
 
     __slots__ = (
         "_address",
         "_denied_for",
         "_fingerprint",
         "_following",
+        "_inbox",
         "_is_gone",
+        "_key",
         "_lease",
         "_node",
-        "_pending",
-        "_task",
-        "_tasks",
         "_wire",
         "dialect",
         "session",
@@ -112,9 +116,8 @@ class Connection:
         self._fingerprint = admission.fingerprint
         self.session = Session(admission.dialect, self._limits, node.settings, now)
         self._lease: str | None = None
-        self._pending: deque[str] | None = None
-        self._task: asyncio.Task[None] | None = None  # the last one of `_tasks`
-        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._key: str | None = None  # the id of the key that let it in
+        self._inbox = Inbox(wire, self)
         self._is_gone = False
         self._denied_for = ""
         self.wheel_tick = -1
@@ -135,25 +138,31 @@ class Connection:
 
     # -- what the socket brings
 
-    def start(self, token: str | None) -> None:
-        """The handshake is done; `token` came with it."""
+    def start(self, admission: Admission) -> None:
+        """The handshake is done."""
         self._node.wheel.put(self, self.session.due())
-        if token is not None:
-            self.verify(token)
+        if admission.entry is not None:
+            self._let_in(admission.entry)
+        elif admission.token is not None:
+            self.verify(admission.token)
         elif not self.dialect.token_later:
             self.perform(self.session.denied())
 
     def receive(self, text: str) -> None:
-        if self._pending is None:
-            self.perform(self.session.arrive(text, self._node.now()))
-        elif self._overtakes(text):
-            self.perform(self.session.arrive(text, self._node.now(), may_wait=False))
-        else:
-            self._pending.append(text)
-            if len(self._pending) >= MAX_PENDING:
-                self._wire.pause_reading()
+        self._inbox.receive(text)
 
-    def _overtakes(self, text: str) -> bool:
+    def receive_close(self, code: int) -> None:
+        self._inbox.receive_close(code)
+
+    def wait(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` before anything else that the client says."""
+        self._inbox.wait(work)
+
+    def take(self, text: str, at: float, *, may_wait: bool = True) -> None:
+        """Do what a message asks that came `at`."""
+        self.perform(self.session.arrive(text, at, may_wait=may_wait))
+
+    def overtakes(self, text: str) -> bool:
         """True for a message that must not wait for those before it."""
         if self.session.claims is None:
             return False
@@ -161,20 +170,26 @@ class Connection:
         if isinstance(request, Authenticate):
             return True  # a token renewed in time must not expire while it waits
         # What waits for Redis may wait for long: what does not build on it is answered.
-        return self._is_stuck and not isinstance(request, Subscribe | Unsubscribe | Configure)
+        return self.is_stuck and not isinstance(request, Subscribe | Unsubscribe | Configure | ResumeRuns)
 
     @property
-    def _is_stuck(self) -> bool:
-        """True while a change of what is delivered waits for a Redis that is away."""
-        return self._following.changes > 0 and not self._node.has_redis
+    def is_following(self) -> bool:
+        """True while a change of what is delivered is under way."""
+        return self._following.changes > 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """True while such a change waits for a Redis that is away."""
+        return self.is_following and not self._node.has_redis
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while a request waits for somebody, and the next ones for it."""
+        return self._inbox.is_waiting
 
     def look_again(self) -> None:
         """Redis has gone: some of what waits need not wait any more."""
-        if self._pending and self._is_stuck:
-            waiting = list(self._pending)
-            self._pending.clear()
-            for text in waiting:
-                self.receive(text)
+        self._inbox.look_again()
 
     def receive_ping(self) -> None:
         self.session.receive_ping(self._node.now())
@@ -195,12 +210,14 @@ class Connection:
         """Time has come for the session."""
         if self._is_gone:
             return
-        if self._pending is not None:
+        if self.is_waiting:
             self.session.receive_pong()  # it is us who do not read: silence is no fault of the client's
         self.perform(self.session.tick(now, self._node.hub.delivered_at(self)))
 
     def gap(self, gap: Gap) -> None:
         """Events of what this client watches are lost for good."""
+        if self._following.watch is not None and not self._following.watch.runs:
+            return  # it waits for none
         self.perform(self.session.gap(gap.workspace, gap.since, gap.oldest, is_reset=gap.is_reset))
 
     # -- actions
@@ -228,6 +245,8 @@ class Connection:
                 self.wait(self._take(text))
             case Send(command, workspaces):
                 self._send(command, workspaces)
+            case Execute(request):
+                self._execute(request)
             case Tune():
                 self._following.tune(self, action)
             case Verify(token):
@@ -343,6 +362,23 @@ class Connection:
         """Its lease had ended before it could be renewed, and others have taken its place."""
         self.perform(self.session.turned_away(MINUTE))
 
+    def _let_in(self, entry: Entry) -> None:
+        """A key has opened its endpoint."""
+        claims = entry.claims
+        assert claims.agent_id is not None
+        (workspace,) = claims.workspaces
+        if entry.lease is not None:
+            self._lease = entry.lease
+            self._node.leased[entry.lease] = self
+        self._following.watch_runs(self, workspace, claims.agent_id)
+        self.perform(self.session.let_in(claims))
+        self._key = claims.subject
+        self._node.door.enter(self, claims.subject)
+
+    def revoke(self) -> None:
+        """The key that let it in is revoked."""
+        self.close(KEY_REVOKED)
+
     async def _take(self, text: str) -> None:
         """Count a message among all of its user's."""
         claims, limit = self.session.claims, self._limits.max_user_messages_per_minute
@@ -357,7 +393,7 @@ class Connection:
         claims = self.session.claims
         assert claims is not None
         named = command._replace(request_id=command.request_id or _request_id())
-        if self._is_stuck:
+        if self.is_stuck:
             self.unsent(named, UNAVAILABLE, "")  # done late, it would be a surprise
             return
         self.wait(self._node.orders.send(self, named, workspaces, claims.subject))
@@ -370,53 +406,25 @@ class Connection:
         """An agent has settled a command of this client, or has let its time pass."""
         self.perform(self.session.replied(command, reply))
 
-    # -- waiting
+    # -- runs
 
-    def wait(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` before anything else that the client says."""
-        self._pending = self._pending if self._pending is not None else deque()
-        # While something waits already, only a renewal of the token leads here: what it changes follows.
-        self._task = asyncio.create_task(self._work(self._task, work))
-        self._tasks = (*self._tasks, self._task)
-        self._task.add_done_callback(lambda _: work.close())  # a task that is cancelled early has not begun it
-        if self._is_stuck:
-            asyncio.get_running_loop().call_soon(self.look_again)
-
-    async def _work(self, before: "asyncio.Task[None] | None", work: Coroutine[Any, Any, None]) -> None:
-        this = asyncio.current_task()
-        assert this is not None
-        try:
-            if before is not None:
-                await asyncio.wait((before,))
-            await work
-        except Exception:
-            self._wire.fail("waiting for a request")
-            return
-        finally:
-            self._tasks = tuple(task for task in self._tasks if task is not this)
-            if self._task is this:
-                self._task = None
-        if self._task is None and not self._is_gone:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Take what came meanwhile, until something waits again."""
-        pending, self._pending = self._pending or deque(), None
-        try:
-            while pending and not self.is_waiting and not self._is_gone:
-                self.perform(self.session.arrive(pending.popleft(), self._node.now()))
-        except Exception:
-            self._wire.fail("taking a message that had waited")
-            return
-        if self.is_waiting:
-            self._pending = pending
+    def _execute(self, request: RunRequest) -> None:
+        watch = self._following.watch
+        assert watch is not None
+        if self.is_stuck or not (self._node.has_redis or isinstance(request, ResumeRuns)):
+            self._node.executions.refuse(self, request, UNAVAILABLE)  # done late, it would be a surprise
         else:
-            self._wire.resume_reading()
+            self.wait(self._node.executions.perform(self, watch, request))
 
-    @property
-    def is_waiting(self) -> bool:
-        """True while a request waits for somebody, and the next ones for it."""
-        return self._pending is not None
+    async def catch_up(self, runs: Mapping[str, float], since: str, *, is_checked: bool = False) -> None:
+        """Follow these runs, each with its deadline, from the position `since` on."""
+        await self._following.catch_up(self, runs, since, is_checked=is_checked)
+
+    def refused(self, request: RunRequest, reason: Reason, detail: str) -> None:
+        """What was asked about runs cannot be."""
+        self.perform(self.session.refused(request, reason, detail))
+
+    # -- what it is delivered
 
     def place(self, interest: Interest) -> None:
         """A replay has ended: from now on this is what is delivered."""
@@ -441,6 +449,11 @@ class Connection:
         return not self._is_gone
 
     @property
+    def watch(self) -> Watch | None:
+        """Its runs, where it follows runs."""
+        return self._following.watch
+
+    @property
     def is_full(self) -> bool:
         """True when a replay should let it drain first."""
         return self._wire.backlog > self._node.settings.max_backlog_bytes // 4
@@ -462,16 +475,15 @@ class Connection:
         self._is_gone = True
         self._following.end(self)
         self._node.wheel.remove(self)
-        self._pending = None
-        # All of them, now: one that goes on would write to a closed socket, or find a place that nobody gives back.
-        for task in self._tasks:
-            task.cancel()
+        self._inbox.end()
 
     def lost(self, code: int) -> None:
         """The socket is closed."""
         self.leave()
         # Whom a restart of ours sends away may come back at once.
         self.give_back(refund=self._node.is_draining and code == frames.SERVICE_RESTART)
+        if self._key is not None:
+            self._node.door.leave(self, self._key)
         self._node.disconnected(self, code)
 
     def give_back(self, *, refund: bool = False) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from broker import Broker
+from broker import Broker, Unavailable
+from broker.credentials import Credentials
 from broker.local import LocalRedis, find_redis_server
 
 from . import app, auth, demo
@@ -38,17 +39,21 @@ async def _play(settings: Settings) -> None:
         Broker.connect(settings.redis_url, prefix=settings.prefix) as broker,
     ):
         sockets = await server.listen()
+        credentials = Credentials(broker.redis, broker.keys)
+        created = await credentials.create(demo.ENDPOINT, demo.WORKSPACE)
         serving = asyncio.create_task(server.serve(sockets))
         agents = asyncio.create_task(demo.perform(broker))
-        _introduce(settings, sockets[0].getsockname()[1])
+        _introduce(settings, sockets[0].getsockname()[1], created.key)
         try:
             await serving
         finally:
             agents.cancel()
             await asyncio.gather(agents, return_exceptions=True)
+            with contextlib.suppress(Unavailable):  # a Redis of somebody else stays, without our key
+                await credentials.revoke(created.id)
 
 
-def _introduce(settings: Settings, port: int) -> None:
+def _introduce(settings: Settings, port: int, key: str) -> None:
     """Say what runs where, and what to try."""
     scope = " ".join(sorted(auth.SCOPES))
     token = auth.sign(
@@ -67,10 +72,14 @@ Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
   gateway   http://{address}      /ready  /live  /metrics
   clients   ws://{address}/v2/ws      (MaxiCore)
             ws://{address}/api/v1/ws  (FreeAgentics)
+            ws://{address}/ws?x-wf-endpoint={demo.ENDPOINT}  (AGNT5)
   Redis     {settings.redis_url}
 
   a token for 24 hours:
 {token}
+
+  a key for {demo.ENDPOINT}, until this ends; its workflow is search-candidates:
+{key}
 
   watch events:
 {program} tail --workspace {demo.WORKSPACE} {where}

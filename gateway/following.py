@@ -6,10 +6,12 @@ way. The connection is handed to what acts on it, and not kept: it keeps this.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .buffer import Buffer
 from .dialects import Variant
+from .groups import Watch
 from .hub import agents_of, vital, wants, within
 from .messages import Complete, Follow, Interest, Tune
 
@@ -28,6 +30,7 @@ class Following:
 
     __slots__ = (
         "_deflated", "_node", "_plain", "_sampled", "_wants", "_watched", "buffer", "changes", "interest", "variant",
+        "watch",
     )  # fmt: skip
 
     def __init__(self, node: "Node", variant: Variant, deflated: Variant | None) -> None:
@@ -38,6 +41,7 @@ class Following:
         self._sampled: Interest = frozenset()
         self._wants = wants(frozenset())
         self._watched: frozenset[str] = frozenset()
+        self.watch: Watch | None = None  # its runs, where it is runs that are followed
         self.buffer: Buffer | None = None
         self.changes = 0  # under way
 
@@ -84,10 +88,32 @@ class Following:
         claims = connection.session.claims
         if connection.is_gone or claims is None:
             return
+        if self.watch is not None:
+            self.interest = self.watch.interest
+            self._node.hub.enter(self.watch, connection)
+            return
         self.interest = within(interest, claims.workspaces)
         hub, now = self._node.hub, self._node.now()
         hub.place(connection, self.variant, self.interest, now)
         hub.sample(connection, self.variant, within(self._sampled, claims.workspaces), now)
+
+    def watch_runs(self, connection: "Connection", workspace: str, endpoint: str) -> None:
+        """What is followed is runs of this endpoint, from the first `follow` on."""
+        self.watch = self._node.hub.watch(connection, self.variant, workspace, endpoint)
+
+    async def catch_up(
+        self, connection: "Connection", runs: Mapping[str, float], since: str, *, is_checked: bool
+    ) -> None:
+        """Deliver these runs too, each with its deadline: first what was told of them after the position `since`."""
+        watch = self.watch
+        assert watch is not None
+        before = watch.wanted
+        watch.runs.update(runs)
+        fresh = frozenset((watch.only(runs),))
+        follow = Follow(watch.wanted, fresh, before, {watch.workspace: since}, is_checked=is_checked)
+        self.changes += 1
+        await self._node.replays.resume(connection, self.variant, follow, None)
+        self.changes -= 1
 
     def _narrow(self, connection: "Connection") -> None:
         """What a renewed token no longer names stops now, whatever is still joining. A replay sees to it itself."""

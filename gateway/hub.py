@@ -3,16 +3,11 @@
 Connections with equal interests and the same variant are one group; a connection is in one group at most, so nothing
 is delivered twice. Groups stand in an index under what each of their filters pins down most: a subject, else an agent,
 else the workspace. An event costs the groups that can match it, whatever the number of groups or connections.
-
-Per batch each event is encoded once per variant, each group's frames are joined once, and each member gets one write.
-
-What is for one member alone is kept out of the groups' frames: a `Sample` keeps the newest of what its members take at
-intervals of their own, a `Tap` hands events on as they are.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 
@@ -21,167 +16,13 @@ from broker.filters import Filter
 from broker.lines import Gap, Want
 
 from .dialects.base import Variant
+from .groups import Deliveries, Group, Member, Sample, Take, Tap, Watch
 from .messages import Interest
 
 logger = logging.getLogger("trunkline.hub")
 
-Write = Callable[[bytes], None]
-Count = Callable[[int, int], None]
-Take = Callable[[list[Carried]], None]
-
-# Joined frames of one write; beyond it a batch goes out in several.
-MAX_WRITE_BYTES = 128 * 1024
-
-# What is kept for one member that is behind.
-MAX_HELD_BYTES = 4 * 1024 * 1024
-
 # Events about a workspace as a whole.
 VITAL = frozenset({"metrics_update", "performance_alert"})
-
-
-class Member(Protocol):
-    """A connection, to the hub."""
-
-    @property
-    def write(self) -> Write:
-        """Send ready-made frames."""
-
-    @property
-    def count(self) -> Count | None:
-        """Hear how many events each write had, and how many bytes; None: no need."""
-
-    def gap(self, gap: Gap) -> None:
-        """Hear of lost events."""
-
-    def fail(self) -> None:
-        """End, since we cannot deliver."""
-
-
-class Deliveries:
-    """What was delivered to one dialect, counted per group and batch."""
-
-    __slots__ = ("bytes", "events")
-
-    def __init__(self) -> None:
-        self.events = 0
-        self.bytes = 0
-
-
-class Group:
-    """Members that want the same in the same form. One that is `held` keeps its events for a member that is behind."""
-
-    __slots__ = (
-        "counts", "delivered_at", "deliveries", "has_overflowed", "held", "held_bytes", "interest", "key", "members",
-        "variant",
-    )  # fmt: skip
-
-    def __init__(self, key: object, variant: Variant, interest: Interest, deliveries: Deliveries, now: float) -> None:
-        self.key = key
-        self.variant = variant
-        self.interest = interest
-        self.deliveries = deliveries
-        self.members: dict[Member, Write] = {}
-        self.counts: dict[Member, Count] = {}
-        self.delivered_at = now
-        self.held: list[Carried] | None = None
-        self.held_bytes = 0
-        self.has_overflowed = False  # something held was let go: it must be read from the log
-
-    def deliver(self, events: list[Carried], now: float) -> None:
-        """Write `events` to every member."""
-        if self.held is not None:
-            self.held.extend(events)
-            self.held_bytes += sum(len(bytes(event.data)) + 300 for event in events)
-            if self.held_bytes > MAX_HELD_BYTES:
-                self.held, self.held_bytes, self.has_overflowed = [], 0, True
-            return
-        members, deliveries = self.members, self.deliveries
-        for count, data in frames_of(events, self.variant):
-            self.delivered_at = now
-            for write in members.values():
-                write(data)
-            if self.counts:
-                for tell in self.counts.values():
-                    tell(count, len(data))
-            # Counted once for all of them.
-            deliveries.events += count * len(members)
-            deliveries.bytes += len(data) * len(members)
-
-
-class Sample(Group):
-    """Members that take the newest event of each workspace that they want, each in its own time."""
-
-    __slots__ = ("_newest", "number", "taken")
-
-    def __init__(self, key: object, variant: Variant, interest: Interest, deliveries: Deliveries, now: float) -> None:
-        super().__init__(key, variant, interest, deliveries, now)
-        self.number = 0  # of the newest event
-        self.taken: dict[Member, int] = {}
-        self._newest: dict[str, tuple[int, Carried]] = {}
-
-    def deliver(self, events: list[Carried], now: float) -> None:
-        for event in events:
-            self.number += 1
-            self._newest.pop(event.workspace_id, None)  # the order is that of their arrival
-            self._newest[event.workspace_id] = self.number, event
-
-    def take(self, member: Member, now: float) -> None:
-        """Write to `member` what is newer than what it took last."""
-        events = [event for number, event in self._newest.values() if number > self.taken[member]]
-        self.taken[member] = self.number
-        for count, data in frames_of(events, self.variant) if events else ():
-            self.delivered_at = now
-            self.members[member](data)
-            if member in self.counts:
-                self.counts[member](count, len(data))
-            self.deliveries.events += count
-            self.deliveries.bytes += len(data)
-
-
-class Tap(Group):
-    """Not for a client: hands events on as they are."""
-
-    __slots__ = ("_take",)
-
-    def __init__(self, variant: Variant, interest: Interest, take: Take) -> None:
-        super().__init__(self, variant, interest, Deliveries(), 0.0)
-        self._take = take
-
-    def deliver(self, events: list[Carried], now: float) -> None:
-        self._take(events)
-
-
-def frame_of(event: Carried, variant: Variant) -> bytes | None:
-    """The frame of an event, made once per variant; None where the dialect has no word for it."""
-    made: dict[object, bytes | None] = event.made
-    if variant in made:
-        return made[variant]
-    words = variant.encode(event)
-    frame = made[variant] = variant.frame(words) if words is not None else None
-    return frame
-
-
-def frames_of(events: list[Carried], variant: Variant) -> Sequence[tuple[int, bytes]]:
-    """The frames of `events`, joined, with their number; in pieces of bounded size."""
-    if len(events) == 1:
-        frame = frame_of(events[0], variant)
-        return () if frame is None else ((1, frame),)
-    made = [frame for event in events if (frame := frame_of(event, variant)) is not None]
-    size = sum(map(len, made))
-    if size <= MAX_WRITE_BYTES:
-        return [(len(made), b"".join(made))] if made else []
-    pieces: list[tuple[int, bytes]] = []
-    joined: list[bytes] = []
-    size = 0
-    for frame in made:
-        if joined and size + len(frame) > MAX_WRITE_BYTES:
-            pieces.append((len(joined), b"".join(joined)))
-            joined, size = [], 0
-        joined.append(frame)
-        size += len(frame)
-    pieces.append((len(joined), b"".join(joined)))
-    return pieces
-
 
 # A group, and those of its filters that stand in this place of the index. None: one of them asks nothing but the place.
 Place = dict[Group, tuple[Filter, ...] | None]
@@ -272,6 +113,7 @@ class Hub:
         self._indexes: dict[str, Index] = {}
         self._group_of: dict[Member, Group] = {}
         self._sample_of: dict[Member, Sample] = {}
+        self.watches: set[Watch] = set()
         self.deliveries: dict[str, Deliveries] = {}
 
     @property
@@ -301,6 +143,45 @@ class Hub:
         """True while `member` is in a group that keeps its events."""
         group = self._group_of.get(member)
         return group is not None and group.held is not None
+
+    def watch(self, member: Member, variant: Variant, workspace: str, endpoint: str) -> Watch:
+        """Where the runs of `member` at an endpoint are kept. It takes effect when `member` enters it."""
+        deliveries = self.deliveries.setdefault(variant.dialect, Deliveries())
+        return Watch(member, variant, workspace, endpoint, deliveries, self.end_run)
+
+    def enter(self, watch: Watch, member: Member) -> None:
+        """Move `member` to its watch."""
+        self._leave(self._group_of, member)
+        self._groups[watch.key] = watch
+        self.watches.add(watch)
+        self._index(watch)
+        self._enter(watch, member)
+        self._group_of[member] = watch
+
+    def add_run(self, watch: Watch, run: str, deadline: float, *, is_in_doubt: bool = False) -> None:
+        """Deliver the events of one more run; where it `is_in_doubt`, only after `settle_run`."""
+        watch.runs[run] = deadline
+        if is_in_doubt:
+            watch.in_doubt.add(run)
+        self._add(watch, watch.only((run,)))
+
+    def settle_run(self, watch: Watch, run: str) -> bool:
+        """Deliver the events of a run that was in doubt from now on. False when some were missed."""
+        watch.in_doubt.discard(run)
+        has_missed = run in watch.missed
+        watch.missed.discard(run)
+        return not has_missed
+
+    def drop_run(self, watch: Watch, run: str) -> None:
+        """Deliver nothing of a run, as if it had not been added."""
+        self.settle_run(watch, run)
+        del watch.runs[run]
+        self._remove(watch, watch.only((run,)))
+
+    def end_run(self, watch: Watch, run: str) -> None:
+        """Nothing more comes of a run."""
+        self.drop_run(watch, run)
+        watch.ended.append(run)
 
     def sample(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
         """Keep the newest of `interest` for `member`, besides its group; without an interest nothing is kept."""
@@ -364,20 +245,27 @@ class Hub:
         return group
 
     def _index(self, group: Group) -> None:
-        for wanted in group.interest:
-            for workspace in wanted.workspaces:
-                self._indexes.setdefault(workspace, Index()).add(group, wanted)
+        for wanted in group.wanted:
+            self._add(group, wanted)
 
     def _drop(self, group: Group) -> None:
-        if self._groups.pop(group.key, None) is None:
-            return
-        for wanted in group.interest:
-            for workspace in wanted.workspaces:
-                index = self._indexes.get(workspace)  # another filter may have emptied it
-                if index is not None:
-                    index.remove(group, wanted)
-                    if index.is_empty:
-                        del self._indexes[workspace]
+        if self._groups.pop(group.key, None) is not None:
+            if isinstance(group, Watch):
+                self.watches.discard(group)
+            for wanted in group.wanted:
+                self._remove(group, wanted)
+
+    def _add(self, group: Group, wanted: Filter) -> None:
+        for workspace in wanted.workspaces:
+            self._indexes.setdefault(workspace, Index()).add(group, wanted)
+
+    def _remove(self, group: Group, wanted: Filter) -> None:
+        for workspace in wanted.workspaces:
+            index = self._indexes.get(workspace)  # another filter may have emptied it
+            if index is not None:
+                index.remove(group, wanted)
+                if index.is_empty:
+                    del self._indexes[workspace]
 
     # -- delivery
 

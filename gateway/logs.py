@@ -20,6 +20,7 @@ _SECRETS = re.compile(
     | (?P<field> (?:token|access_token|password|secret)"\s*:\s*) (?:"(?:[^"\\]|\\.)*"?|\S+)
     | (?P<header> (?i:\bauthorization|\bcookie)\s*[:=]\s*) [^\r\n]+
     | (?P<key> x-api-key[.]) [^\s"',;]+
+    | (?P<minted> \btlk_) [0-9a-f]+
     | (?P<url> \w+://[^\s/:@]*:) [^\s/@]+ (?=@)                             # user:password@ in a URL
     """,
     re.VERBOSE,

@@ -31,6 +31,20 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return self.workspaces, self.agents, self.subjects
 
 
+# -- a client comes
+
+
+class Knock(NamedTuple):
+    """An API key and the endpoint that it shall open; `answer` is the subprotocol to speak then."""
+
+    endpoint: str
+    key: str
+    answer: str
+
+    def __repr__(self) -> str:
+        return f"Knock(endpoint={self.endpoint!r})"
+
+
 # -- a client asks
 
 
@@ -79,7 +93,28 @@ class Disconnect(NamedTuple):
     """Wants to be closed."""
 
 
-Request = Authenticate | Subscribe | Unsubscribe | Configure | Command | Ping | Pong | Disconnect
+class StartRun(NamedTuple):
+    """Begin an execution of the workflow `name`. `connection` is the client's name for itself, over reconnects."""
+
+    name: str
+    parameters: dict[str, Any]
+    metadata: dict[str, Any]
+    connection: str | None = None
+
+
+class CancelRun(NamedTuple):
+    execution: str
+
+
+class ResumeRuns(NamedTuple):
+    """Go on with what `connection` has started: first what came after `since`, or all of it."""
+
+    connection: str
+    since: str | None = None
+
+
+RunRequest = StartRun | CancelRun | ResumeRuns
+Request = Authenticate | Subscribe | Unsubscribe | Configure | Command | RunRequest | Ping | Pong | Disconnect
 
 
 class Refused(Exception):  # noqa: N818 (a statement, not a fault of ours)
@@ -233,6 +268,7 @@ class Heartbeat(NamedTuple):
 class Follow(NamedTuple):
     """Deliver `interest` from now on. `since`: first what `fresh` matches and `before` did not.
 
+    A position that `is_checked` need not be one from which history can go on: what it misses was told.
     Of `sampled` only the newest is delivered, at a `Sample`. `said` is sent as soon as live events are delivered, or
     before the first that is replayed.
     """
@@ -243,6 +279,7 @@ class Follow(NamedTuple):
     since: Mapping[str, str] | None = None
     sampled: Interest = frozenset()
     said: Notice | None = None
+    is_checked: bool = False
 
 
 class Sample(NamedTuple):
@@ -263,10 +300,16 @@ class Send(NamedTuple):
     workspaces: frozenset[str]
 
 
+class Execute(NamedTuple):
+    """Do what is asked about runs of the client's endpoint, and tell the session with `refused` if that cannot be."""
+
+    request: RunRequest
+
+
 class Close(NamedTuple):
     """Say farewell with this."""
 
     reason: Reason
 
 
-Action = Verify | Enter | Take | Tell | Heartbeat | Follow | Sample | Tune | Send | Close
+Action = Verify | Enter | Take | Tell | Heartbeat | Follow | Sample | Tune | Send | Execute | Close

@@ -116,6 +116,12 @@ class Metrics(Collector):
         self.commands = Counter(
             "commands", "Commands by what became of them: done, failed, timeout or why they were not sent", "outcome"
         )
+        self.runs = Counter(
+            "runs",
+            "What clients asked about runs, by what came of it: started, known, resumed, cancelled, told its worker, "
+            "ended, or why it could not be",
+            "outcome",
+        )
         self.received = Counter("events_received", "Events that came from Redis")
         self.rejected = Counter(
             "events_rejected", "Messages on our channels that were no valid event, and were dropped"

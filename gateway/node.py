@@ -14,10 +14,13 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from redis.exceptions import RedisError
+from websockets.exceptions import InvalidHandshake
+from websockets.headers import parse_subprotocol
 from websockets.http11 import Request
 
 from broker import Invalid
 from broker.broker import Broker
+from broker.credentials import Credentials
 from broker.events import Carried
 from broker.feed import Feed
 from broker.filters import Filter
@@ -30,11 +33,22 @@ from .auth import Verifier
 from .clock import TICK_SECONDS, Wheel
 from .connection import Admission, Connection
 from .dialects import ALL, Dialect
-from .hub import Hub, Take
+from .door import Door, Entry
+from .executions import Executions
+from .groups import Take
+from .hub import Hub
 from .messages import Refused
 from .metrics import Metrics
 from .orders import Orders
-from .reasons import BUG, GOING_AWAY
+from .reasons import (
+    BUG,
+    ENDPOINT_UNKNOWN,
+    GOING_AWAY,
+    KEY_ELSEWHERE,
+    KEY_REFUSED,
+    TOO_MANY_CONNECTIONS,
+    UNAVAILABLE,
+)
 from .replay import Replays
 from .settings import Settings
 from .vitals import Vitals
@@ -67,7 +81,9 @@ class Node(Taker):
         self.windows = Windows(broker.redis, broker.keys)
         self.name = secrets.token_hex(8)
         self.orders = Orders(broker, self.name, self.metrics, settings.command_seconds)
-        self.vitals = Vitals(broker, self.name, settings, tap=self.tap, queue_length=self.orders.waiting)
+        self.door = Door(Credentials(broker.redis, broker.keys), self.leases, self.metrics)
+        self.executions = Executions(broker, self.hub, self.metrics, settings)
+        self.vitals = Vitals(broker, self.name, settings, tap=self.tap, queue_length=self._waiting)
         self.wheel: Wheel[Connection] = Wheel(self.now())
         self.connections: set[Connection] = set()
         self.leased: dict[str, Connection] = {}  # by lease
@@ -101,6 +117,7 @@ class Node(Taker):
         return (
             self.feed.run,
             self.leases.run,
+            self.door.run,
             self.orders.run,
             self.vitals.run,
             self.run_clock,
@@ -109,28 +126,33 @@ class Node(Taker):
 
     # -- clients
 
-    def admit(self, request: Request, peer: str) -> Admission:
-        """Judge a handshake that came from the address `peer`. Raises `Refusal`."""
-        path, _, asked = request.path.partition("?")
-        dialect = self._dialects.get(path)
+    def dialect(self, request: Request) -> Dialect:
+        """Who is spoken to at this path. Raises `Refusal`."""
+        dialect = self._dialects.get(request.path.partition("?")[0])
         if dialect is None:
             raise Refusal(HTTPStatus.NOT_FOUND, f"no WebSocket here; there is {', '.join(self._dialects)}")
+        return dialect
+
+    def admit(self, dialect: Dialect, request: Request, peer: str) -> Admission:
+        """Judge a handshake that came from the address `peer`. Raises `Refusal`."""
         if self.is_draining:
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "this node is leaving", retry_after=1)
-        origins = self.settings.allowed_origins
-        if origins and not set(request.headers.get_all("Origin")) <= set(origins):
+            raise _leaving()
+        headers, origins = request.headers, self.settings.allowed_origins
+        if origins and not set(headers.get_all("Origin")) <= set(origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "this origin is not allowed")
-        credentials = request.headers.get_all("Authorization")
+        credentials = headers.get_all("Authorization")
         if len(credentials) > 1:
             raise Refusal(HTTPStatus.BAD_REQUEST, "more than one Authorization header")
         try:
+            asked = request.path.partition("?")[2]
             query = {name: values[-1] for name, values in parse_qs(asked, keep_blank_values=True).items()}
             variant = dialect.variants[dialect.choose(query)]
+            offered = [name for value in headers.get_all("Sec-WebSocket-Protocol") for name in parse_subprotocol(value)]
+            knock = dialect.knock(query, offered) if dialect.knock is not None else None
         except Refused as refused:
-            raise Refusal(HTTPStatus.BAD_REQUEST, refused.detail) from None
-        except ValueError:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "the query cannot be read") from None
-        headers = request.headers
+            raise _refusal(refused) from None
+        except (ValueError, InvalidHandshake):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the query or the subprotocols cannot be read") from None
         return Admission(
             dialect,
             variant,
@@ -138,7 +160,24 @@ class Node(Taker):
             address=addresses.client_address(peer, headers.get_all("X-Forwarded-For"), self._proxies),
             fingerprint=next(iter(headers.get_all("X-Client-Fingerprint")), None),
             version=next(iter(headers.get_all("X-Client-Version")), None),
+            knock=knock,
         )
+
+    async def open(self, admission: Admission) -> Entry:
+        """Let in who knocks with a key. Raises `Refusal`."""
+        assert admission.knock is not None
+        dialect = admission.dialect.name
+        try:
+            if not self.has_redis:
+                raise Refused(UNAVAILABLE)
+            entry = await self.door.open(dialect, self.limits[dialect], admission.knock)
+        except Refused as refused:
+            raise _refusal(refused) from None
+        if self.is_draining:
+            if entry.lease is not None:
+                self.leases.release(entry.lease)
+            raise _leaving()
+        return entry
 
     def connect(self, wire: Wire, admission: Admission) -> Connection:
         """A client has come."""
@@ -176,6 +215,10 @@ class Node(Taker):
             connection.lose_place()
 
     # -- figures
+
+    async def _waiting(self, workspace: str) -> int:
+        """Commands and runs that wait for an agent or a worker."""
+        return sum(await asyncio.gather(self.orders.waiting(workspace), self.executions.waiting(workspace)))
 
     def tap(self, workspace: str, take: Take) -> Callable[[], None]:
         """Hand every event of `workspace` to `take` until the function that this answers is called."""
@@ -261,7 +304,9 @@ class Node(Taker):
                 self.metrics.redis_errors.add()
             else:
                 self.is_redis_up = True
-                self.orders.tick(seconds + microseconds / 1e6)
+                now = seconds + microseconds / 1e6
+                self.orders.tick(now)
+                self.executions.tick(self.hub.watches, now)
             await pause(REDIS_CHECK_SECONDS)
 
     # -- leaving
@@ -303,3 +348,24 @@ class Node(Taker):
             deliveries = self.hub.deliveries.get(dialect.name)
             self.metrics.delivered.set(dialect.name, amount=deliveries.events if deliveries else 0)
             self.metrics.sent_bytes.set(dialect.name, amount=deliveries.bytes if deliveries else 0)
+
+
+# How a handshake is answered where a client cannot have its way; everything else is a bad request.
+_STATUSES = {
+    KEY_REFUSED.code: HTTPStatus.UNAUTHORIZED,
+    KEY_ELSEWHERE.code: HTTPStatus.FORBIDDEN,
+    ENDPOINT_UNKNOWN.code: HTTPStatus.NOT_FOUND,
+    TOO_MANY_CONNECTIONS.code: HTTPStatus.TOO_MANY_REQUESTS,
+    UNAVAILABLE.code: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def _refusal(refused: Refused) -> Refusal:
+    code, status = refused.reason.code, _STATUSES.get(refused.reason.code, HTTPStatus.BAD_REQUEST)
+    # What has no time of its own is worth a try soon.
+    soon = 1 if status is HTTPStatus.SERVICE_UNAVAILABLE else None
+    return Refusal(status, refused.detail, code=code, retry_after=refused.reason.retry_after or soon)
+
+
+def _leaving() -> Refusal:
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "this node is leaving", code=UNAVAILABLE.code, retry_after=1)

@@ -1,4 +1,4 @@
-"""What a connection counts against, over the fleet: by its dialect's limits, its user and its address. Pure."""
+"""What a connection counts against, over the fleet: its user and its address, or its endpoint. Pure."""
 
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ def wanted(dialect: str, limits: Limits, user: str, address: str) -> Wanted:
     allowed = limits.max_connects_per_minute
     pace = Pace(whose, allowed, MINUTE) if allowed is not None and allowed < UNLIMITED else None
     return Wanted(tuple(places), pace)
+
+
+def of_endpoint(dialect: str, limits: Limits, endpoint: str) -> Wanted:
+    """A place among an endpoint's connections."""
+    allowed = limits.max_connections_per_endpoint
+    if allowed is None or allowed >= UNLIMITED:
+        return Wanted((), None)
+    return Wanted((Place(f"{dialect}:endpoint:{endpoint}", allowed),), None)
 
 
 def limit_name(full: Place | Pace | None) -> str:

@@ -36,9 +36,21 @@ COMMAND_TIMEOUT = Reason("COMMAND_TIMEOUT", "The agent did not answer in time")
 TOO_MANY_COMMANDS = Reason("TOO_MANY_COMMANDS", "Too many commands wait for this agent")
 UNAVAILABLE = Reason("UNAVAILABLE", "The service is not available at the moment, try again")
 
+# What a client hears that may not come in.
+ENDPOINT_MISSING = Reason("ENDPOINT_MISSING", "x-wf-endpoint: required in the query")
+ENDPOINT_UNKNOWN = Reason("ENDPOINT_NOT_FOUND", "x-wf-endpoint: there is no such endpoint")
+KEY_REFUSED = Reason("INVALID_API_KEY", "The API key is unknown or revoked")
+KEY_ELSEWHERE = Reason("FORBIDDEN", "The API key is for another endpoint")
+
+# What can become of a run before it is one.
+RUN_UNKNOWN = Reason("RUN_UNKNOWN", "$.execution_id: no execution of this connection")
+WORKFLOW_UNKNOWN = Reason("UNKNOWN_WORKFLOW", "$.name: no worker of this endpoint has such a workflow")
+TOO_MANY_RUNS = Reason("TOO_MANY_RUNS", "Too many executions of this endpoint wait for a worker, try again later")
+
 # Farewells: nothing is said but the close frame, unless a dialect has words for it.
 TOO_MANY_ERRORS = Reason("TOO_MANY_ERRORS", "too many invalid messages in a row", frames.POLICY_VIOLATION)
 PONG_TIMEOUT = Reason("PONG_TIMEOUT", "PONG_TIMEOUT", frames.POLICY_VIOLATION)
+KEY_REVOKED = Reason("KEY_REVOKED", "the API key was revoked", frames.POLICY_VIOLATION)
 IDLE = Reason("IDLE", "idle", frames.NORMAL_CLOSURE)
 GOODBYE = Reason("GOODBYE", "goodbye", frames.NORMAL_CLOSURE)
 NOT_TEXT = Reason("NOT_TEXT", "text messages only", frames.UNSUPPORTED_DATA)

@@ -21,7 +21,8 @@ from broker.patience import pause
 from broker.positions import START, Position, is_after, order, parse
 
 from .dialects import Variant
-from .hub import Group, Hub, agents_of, frames_of, matches
+from .groups import Group, frames_of
+from .hub import Hub, agents_of, matches
 from .messages import Follow, GapSaid, Interest, Tell
 from .metrics import Metrics
 
@@ -51,6 +52,8 @@ class Resume:
         self.cursors: dict[str, Position] = {}
         # Where live events began to be held: behind it everything is owed, before it only what is fresh.
         self.floors: dict[str, tuple[int, int]] = {}
+        # Positions that the client came with.
+        self.starts: dict[str, tuple[int, int]] = {}
         # Workspaces whose cursor is an entry of the log, so that a cut behind it can be seen.
         self.on_entry: set[str] = set()
         self.walked: set[str] = set()
@@ -60,7 +63,9 @@ class Resume:
         """True when the replay owes this event, which stands at `at`."""
         floor = self.floors.get(event.workspace_id)
         if floor is not None and at > floor:
-            return matches(self.follow.interest, event)
+            # `since` may be newer than what the feed has handed on: up to there the client has what is fresh.
+            has_fresh = at <= self.starts.get(event.workspace_id, floor)
+            return matches(self.follow.before if has_fresh else self.follow.interest, event)
         return matches(self.follow.fresh, event) and not matches(self.follow.before, event)
 
     def take(self, workspace: str, page: Page, places: list[tuple[int, int]]) -> None:
@@ -83,6 +88,8 @@ class Resume:
             self.connection.write(data)
             deliveries.events += count
             deliveries.bytes += len(data)
+        if self.connection.watch is not None:
+            self.connection.watch.note(events)
 
     def say_gap(self, workspace: str, since: str, oldest: str | None) -> None:
         self.outcome = "gap"
@@ -142,14 +149,17 @@ class Replays:
         """Set the cursor of a workspace, or say the gap."""
         agents = agents_of(resume.follow.fresh, workspace)
         bounds = await _patiently(self._log.bounds, workspace, since, agents or ())
-        if not bounds.is_valid:
+        if not (bounds.is_valid or resume.follow.is_checked):
             resume.say_gap(workspace, since, bounds.oldest)
             return
         numbers = parse(since)
         assert numbers is not None
-        resume.cursors[workspace] = Position(f"{numbers[0]}-{numbers[1]}")
         resume.walked.add(workspace)
-        if bounds.is_entry:
+        resume.starts[workspace] = numbers
+        if workspace in resume.floors and numbers > resume.floors[workspace]:
+            return  # the walk begins where events began to be held, for what was followed before
+        resume.cursors[workspace] = Position(f"{numbers[0]}-{numbers[1]}")
+        if bounds.is_entry or resume.follow.is_checked:
             resume.on_entry.add(workspace)
 
     async def _walk(self, resume: Resume, workspace: str) -> None:
@@ -186,7 +196,10 @@ class Replays:
         if event.id is None or workspace not in resume.walked:
             return False
         at = order(event.id)
-        return at <= order(resume.cursors[workspace]) and resume.wants(event, at)
+        if at > order(resume.cursors[workspace]):
+            return False
+        floor = resume.floors.get(workspace)
+        return (floor is not None and at > floor) or resume.wants(event, at)
 
 
 def _workspaces(interest: Interest) -> set[str]:

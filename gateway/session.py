@@ -3,6 +3,7 @@
     new ──authenticate──▶ Verify ──authenticated──▶ Enter ──entered──▶ open ──subscribe, ping, …──▶ Follow, Tell, …
      └──── anything else, or too late ──▶ INVALID_TOKEN, Close    └──turned_away──▶ TOO_MANY_CONNECTIONS, Close
 
+Who was let in by its handshake is open from the beginning (`let_in`).
 Times are seconds of one monotonic clock, `lifetime` is what a token has left.
 """
 
@@ -19,17 +20,19 @@ from broker.positions import Position
 
 from .auth import Claims
 from .dialects import Dialect
-from .limits import MINUTE, Limits
+from .limits import Limits
 from .messages import (
     Action,
     Asked,
     Authenticate,
+    CancelRun,
     Close,
     Command,
     Configure,
     Disconnect,
     Enter,
     Error,
+    Execute,
     Expiring,
     Follow,
     GapSaid,
@@ -43,8 +46,11 @@ from .messages import (
     PoolSaid,
     Refused,
     Request,
+    ResumeRuns,
+    RunRequest,
     Sample,
     Send,
+    StartRun,
     StatusSaid,
     Subscribe,
     Take,
@@ -76,6 +82,7 @@ from .settings import Settings
 
 READ_SCOPE = "events:read"
 COMMAND_SCOPE = "commands:send"
+RUN_SCOPE = "runs:start"
 
 # How full a window of messages is when the client is warned.
 WARN_AT = 0.95
@@ -143,6 +150,17 @@ class Session:
             return self._follow()
         return [Enter()] if before is None else []  # one that is looking for its place goes on
 
+    def let_in(self, claims: Claims) -> list[Action]:
+        """A key opened its endpoint in the handshake. What happens there it follows as soon as it has a run."""
+        self.claims = claims
+        self._has_entered = True
+        self._expires_at = claims.expires_at
+        self._is_warned = True
+        assert claims.agent_id is not None
+        nothing_yet = Filter(workspaces=claims.workspaces, agents=frozenset((claims.agent_id,)), subjects=frozenset())
+        self._followed = frozenset((nothing_yet,)), frozenset()
+        return [Follow(self._followed[0])]
+
     def denied(self, reason: Reason = INVALID_TOKEN) -> list[Action]:
         """A token was not accepted. What it was is not repeated."""
         return [Tell(Error(reason, reason.text, retry_after=reason.retry_after)), Close(reason)]
@@ -164,17 +182,18 @@ class Session:
 
         One that may not wait is not counted among its user's: for that somebody must be asked.
         """
-        limit = self._limits.max_messages_per_minute
+        limit, seconds = self._limits.pace
         if not self._has_entered or (limit is None and self._limits.max_user_messages_per_minute is None):
             return self.receive(text, now)
         actions: list[Action] = []
         if limit is not None:
             if self._window is None:
-                self._window = Window(MINUTE)
+                self._window = Window(seconds)
             taken = self._window.count(1, limit, now)
             if not taken.is_granted:
                 self._refused += 1
-                return self._refuse_message(text, taken, now, is_flood=self._refused >= limit)
+                is_flood = self._refused >= limit + self._limits.flood_margin
+                return self._refuse_message(text, taken, now, is_flood=is_flood)
             if taken.used == 1:
                 self._refused = 0
             actions = _warned(taken, limit, is_users=False)
@@ -264,6 +283,8 @@ class Session:
                 return self._configure(request, now)
             case Command():
                 return self._command(request)
+            case StartRun() | CancelRun() | ResumeRuns():
+                return self._execute(request)
             case Ping():
                 return [Tell(self.pong(now))]
             case Pong():
@@ -366,6 +387,19 @@ class Session:
         if not isinstance(status.get("new_status"), str):
             return self.unsent(command, COMMAND_FAILED, "The agent did not tell its status")
         return [Tell(StatusSaid(command.agent, status))]
+
+    # -- runs
+
+    def _execute(self, request: RunRequest) -> list[Action]:
+        assert self.claims is not None
+        if RUN_SCOPE not in self.claims.scope:
+            raise Refused(FORBIDDEN, f"The key's scope has no {RUN_SCOPE}")
+        self._resumes |= isinstance(request, ResumeRuns)
+        return [Execute(request)]
+
+    def refused(self, request: RunRequest, reason: Reason, detail: str = "") -> list[Action]:
+        """What was asked about runs cannot be."""
+        return self._refuse(Refused(reason, detail, request))
 
     # -- what became of its events
 

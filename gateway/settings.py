@@ -86,8 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     max_connections_per_user: Annotated[int, _limit("connections of one user at a time, over all nodes")] = 0
     max_connections_per_address: Annotated[int, _limit("connections of one client address, over all nodes")] = 0
+    max_connections_per_endpoint: Annotated[int, _limit("connections of one workflow endpoint, over all nodes")] = 0
     max_connects_per_minute: Annotated[int, _limit("connections admitted per minute and user, over all nodes")] = 0
     max_messages_per_minute: Annotated[int, _limit("messages per minute and connection")] = 0
+    max_messages_per_second: Annotated[int, _limit("messages per second and AGNT5 connection")] = 0
     max_user_messages_per_minute: Annotated[int, _limit("messages per minute and user, over all nodes")] = 0
     max_event_types: Annotated[int, _limit("event types that one connection may subscribe to")] = 0
     max_subscriptions: Annotated[int, _limit("subscriptions of one connection")] = 0
@@ -102,6 +104,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     command_seconds: Annotated[Seconds, _m("seconds in which an agent must have settled a command", gt=0, le=3600)] = (
         10.0
     )
+
+    run_seconds: Annotated[
+        Seconds, _m("seconds in which a run must have ended, waiting and retries included", gt=0, le=24 * 3600)
+    ] = 3600.0
+    run_attempts: Annotated[int, _m("attempts at a run whose workers die or want it tried again", ge=1)] = 3
+    max_queued_runs: Annotated[int, _m("runs of one endpoint that may wait for a worker", ge=1)] = 10_000
 
     alert_cpu_percent: Annotated[float, _m("CPU of the fleet above which an alert is raised; 0: never", ge=0)] = 80.0
     alert_memory_percent: Annotated[

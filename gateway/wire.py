@@ -1,6 +1,7 @@
 """The protocol class that uvicorn runs for a WebSocket: the handshake once, then frames ↔ connection.
 
-The websockets library judges the handshake; nothing of it is kept. After that a client is a transport, a frame parser
+The websockets library judges the handshake; nothing of it is kept. Where a key must be looked up, the client waits for
+its answer. After that a client is a transport, a frame parser
 and a `Connection`: no task, no queue. What the hub owes goes to the transport directly (`write`); a transport that
 holds more than its bound says so (`pause_writing`), which costs a healthy client nothing.
 """
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from .connection import Connection
+    from .connection import Admission, Connection
+    from .dialects import Dialect
     from .node import Node
 
 logger = logging.getLogger("trunkline.wire")
@@ -41,6 +43,8 @@ _silent.disabled = True
 _JUDGE = ServerProtocol(logger=_silent)
 _DEFLATING_JUDGE = ServerProtocol(logger=_silent, extensions=[Negotiation()])
 
+_INVALID = "not a valid WebSocket handshake (RFC 6455, section 4.2.1)"
+
 _HEADERS = frozenset(
     {
         "connection", "upgrade", "origin", "authorization",
@@ -51,12 +55,13 @@ _HEADERS = frozenset(
 
 
 class Refusal(Exception):  # noqa: N818
-    """A handshake that is answered with an HTTP status."""
+    """A handshake that is answered with an HTTP status. `code` is a word for programs, where the dialect has any."""
 
-    def __init__(self, status: HTTPStatus, text: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, status: HTTPStatus, text: str, *, code: str = "", retry_after: int | None = None) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.code = code or status.name
         self.retry_after = retry_after
 
 
@@ -71,6 +76,7 @@ class Wire(asyncio.Protocol):
         "_is_full",
         "_is_held",
         "_node",
+        "_opening",
         "_parser",
         "_peers",
         "_rest",
@@ -84,6 +90,7 @@ class Wire(asyncio.Protocol):
         self._connection: Connection | None = None
         self._parser: frames.Parser | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._is_closing = False
         self._is_full = False
         self._is_held = False  # its connection takes no more for now
@@ -133,6 +140,8 @@ class Wire(asyncio.Protocol):
         self._peers.discard(self)
         if self._deadline is not None:
             self._deadline.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.lost(self._close_code)
@@ -161,32 +170,51 @@ class Wire(asyncio.Protocol):
     # -- the handshake
 
     def _shake_hands(self, data: bytes) -> None:
-        """Answer the request that uvicorn hands us whole."""
-        request = _read(data)
+        """Answer the request that uvicorn hands us whole: at once, or when Redis has said whether a key is good."""
+        request, dialect = _read(data), None
         try:
-            admission = self._node.admit(request, self._peer())
+            dialect = self._node.dialect(request)
+            admission = self._node.admit(dialect, request, self._peer())
         except Refusal as refusal:
-            self._refuse(_response(refusal))
+            self._refuse(_response(refusal, dialect))
             return
         except Exception:
-            logger.exception("a handshake failed")
-            self._refuse(Response(500, "Internal Server Error", Headers()))
+            self._refuse_for_bug()
             return
-        judge = _JUDGE if admission.dialect.deflated is None else _DEFLATING_JUDGE
+        judge = _JUDGE if dialect.deflated is None else _DEFLATING_JUDGE
         response = judge.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             # The library's words repeat what it was given.
-            response.body = b"not a valid WebSocket handshake (RFC 6455, section 4.2.1)\n"
-            del response.headers["Content-Length"]
-            self._refuse(response)
-            return
+            invalid = Refusal(HTTPStatus(response.status_code), _INVALID)
+            self._refuse(_response(invalid, dialect, response.headers))
+        elif admission.knock is None:
+            self._welcome(admission, response)
+        else:
+            self._transport.pause_reading()
+            self._opening = asyncio.create_task(self._open(admission, response))
+
+    async def _open(self, admission: "Admission", response: Response) -> None:
+        """Ask whether its key lets this client in, and answer."""
+        assert admission.knock is not None
+        try:
+            entry = await self._node.open(admission)
+        except Refusal as refusal:
+            self._refuse(_response(refusal, admission.dialect))
+        except Exception:
+            self._refuse_for_bug()
+        else:
+            response.headers["Sec-WebSocket-Protocol"] = admission.knock.answer
+            self._welcome(admission._replace(entry=entry), response)
+            self.resume_reading()
+
+    def _welcome(self, admission: "Admission", response: Response) -> None:
         self.write(response.serialize())
         self._transport.set_write_buffer_limits(high=self._node.settings.max_backlog_bytes)
         may_deflate = "Sec-WebSocket-Extensions" in response.headers
         self._parser = frames.Parser(self._node.max_message_bytes(admission.dialect), may_deflate=may_deflate)
         self._connection = self._node.connect(self, admission._replace(may_deflate=may_deflate))
         try:
-            self._connection.start(admission.token)
+            self._connection.start(admission)
         except Exception:  # uvicorn would never tell us of the socket's end
             self.fail("its client was met")
 
@@ -194,6 +222,10 @@ class Wire(asyncio.Protocol):
         """The address of who has connected to us: a client, or a proxy in front of it."""
         peer = self._transport.get_extra_info("peername")
         return str(peer[0]) if peer else ""
+
+    def _refuse_for_bug(self) -> None:
+        logger.exception("a handshake failed")
+        self._refuse(Response(500, "Internal Server Error", Headers()))
 
     def _refuse(self, response: Response) -> None:
         self._node.metrics.handshakes_refused.add(str(response.status_code))
@@ -227,14 +259,19 @@ class Wire(asyncio.Protocol):
         elif opcode == frames.BINARY:
             connection.receive_binary()
         elif opcode == frames.CLOSE:
-            self._answer_close(received.code)
+            self._deadline = asyncio.get_running_loop().call_later(
+                self._node.settings.slow_close_seconds, self.answer_close, received.code
+            )
+            connection.receive_close(received.code)
         else:
             self.close(received.code, received.payload.decode())
             # We read no frame after a violation, so not the client's answer either: the end of our side asks it to end.
             self._transport.write_eof()
 
-    def _answer_close(self, code: int) -> None:
-        """The client leaves: give its code back, and end."""
+    def answer_close(self, code: int) -> None:
+        """The client leaves, and what it said before is done: give its code back, and end."""
+        if self._is_closing:
+            return
         self._is_closing = True
         self._close_code = code
         self.write(frames.close(code) if code != frames.NO_STATUS_RECEIVED else b"\x88\x00")
@@ -282,6 +319,8 @@ class Wire(asyncio.Protocol):
     def _set_deadline(self) -> None:
         """Whoever does not take what is left by then is cut off."""
         loop = asyncio.get_running_loop()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._deadline = loop.call_later(self._node.settings.slow_close_seconds, self._transport.abort)
 
     def fail(self, doing: str) -> None:
@@ -315,8 +354,15 @@ def _read(data: bytes) -> Request:
     return Request(path, headers, method, protocol)
 
 
-def _response(refusal: Refusal) -> Response:
-    headers = Headers()
+def _response(refusal: Refusal, dialect: "Dialect | None", headers: Headers | None = None) -> Response:
+    """The answer, in the dialect's form where it has one. `headers` are those that the status needs."""
+    headers = headers if headers is not None else Headers()
+    for name in ("Content-Length", "Content-Type"):
+        headers.pop(name, None)
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
-    return Response(refusal.status, refusal.status.phrase, headers, refusal.text.encode() + b"\n")
+    body = refusal.text.encode() + b"\n"
+    if dialect is not None and dialect.refuse is not None:
+        headers["Content-Type"] = "application/json"
+        body = dialect.refuse(refusal.code, refusal.text)
+    return Response(refusal.status, refusal.status.phrase, headers, body)

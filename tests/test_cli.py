@@ -48,7 +48,8 @@ class Ended(NamedTuple):
         """The one line that a failed command says, and nothing else."""
         assert self.status not in (0, None)
         assert "Traceback" not in self.err
-        [line] = self.err.splitlines()
+        # In development mode asyncio tells of every turn that a busy machine made slow.
+        [line] = [line for line in self.err.splitlines() if "asyncio: Executing" not in line]
         assert line.startswith("trunkline: ")
         assert self.err.endswith("\n")
         return line

@@ -22,6 +22,7 @@ import websockets
 
 from broker import Broker, Event
 
+from .agnt5 import opened, refusal
 from .freeagentics import FreeAgentics, freeagentics
 from .support import IN_CI, SECRET, Client, Node, free_port, http, maxicore, private_redis, token, until
 
@@ -285,6 +286,22 @@ async def test_nginx_passes_over_a_dead_node_and_logs_no_token_even_then(
 
     await until(a_client_was_passed_over)
     assert secret not in nginx.output()
+
+
+@pytest.mark.anyio
+async def test_workflows_run_behind_each_balancer_and_no_log_holds_a_key(
+    fleet: Any, start_nginx: Callable[..., Any]
+) -> None:
+    nginx = start_nginx(*(node.port for node in fleet.nodes))
+    for balancer in (fleet.balancer, nginx):
+        front = Node(fleet.redis.url, "trunkline", port=balancer.port)
+        async with opened([front]) as shop, shop.crew(), shop.client() as client:
+            await client.run("echo", {"query": "react"}, connection_id="ws_1")
+            assert (await client.end())["data"]["details"]["output"]["parameters"] == {"query": "react"}
+            refused = await refusal(front, shop.endpoint, "tlk_no_such_key")
+            assert (refused.status, json.loads(refused.body)["error"]["code"]) == (401, "INVALID_API_KEY")
+            for member in (*fleet.members, nginx):
+                assert shop.key not in member.output(), member.name
 
 
 def test_figures_are_not_for_the_balancers_clients(fleet: Any) -> None:

@@ -13,11 +13,11 @@ from broker.events import Carried
 from broker.filters import Filter, Narrow
 from broker.lines import Gap
 from broker.positions import Position
-from gateway import frames
-from gateway import hub as hubs
+from gateway import frames, groups
 from gateway.dialects import Variant
 from gateway.dialects.maxicore import VARIANTS
-from gateway.hub import Hub, agents_of, frame_of, frames_of, matches, wants
+from gateway.groups import frame_of, frames_of
+from gateway.hub import Hub, agents_of, matches, wants
 from gateway.messages import Interest
 
 NOW = 1000.0
@@ -33,11 +33,11 @@ class Member:
         self.writes: list[bytes] = []
 
     @property
-    def write(self) -> hubs.Write:
+    def write(self) -> groups.Write:
         return self.writes.append
 
     @property
-    def count(self) -> hubs.Count | None:
+    def count(self) -> groups.Count | None:
         return None
 
 
@@ -49,7 +49,7 @@ class Counting(Member):
         self.heard: list[tuple[int, int]] = []
 
     @property
-    def count(self) -> hubs.Count | None:
+    def count(self) -> groups.Count | None:
         return lambda events, size: self.heard.append((events, size))
 
 
@@ -235,12 +235,12 @@ def test_a_large_batch_goes_out_in_pieces_of_bounded_size() -> None:
     events = [event(data=b'{"output":"%s"}' % (b"x" * (500 + 7 * number))) for number in range(400)]
     hub.dispatch(events, NOW)
     assert len(member.writes) > 1
-    assert all(len(data) <= hubs.MAX_WRITE_BYTES for data in member.writes)
+    assert all(len(data) <= groups.MAX_WRITE_BYTES for data in member.writes)
     assert b"".join(member.writes) == b"".join(filter(None, (frame_of(it, VARIANTS["flat"]) for it in events)))
 
 
 def test_an_event_larger_than_a_piece_goes_out_whole() -> None:
-    small, large = event(), event(data=b'{"output":"%s"}' % (b"x" * 2 * hubs.MAX_WRITE_BYTES))
+    small, large = event(), event(data=b'{"output":"%s"}' % (b"x" * 2 * groups.MAX_WRITE_BYTES))
     assert [count for count, _ in frames_of([small, large, small], VARIANTS["flat"])] == [1, 1, 1]
 
 
@@ -551,9 +551,9 @@ def test_a_hold_is_bounded_and_says_when_it_let_something_go() -> None:
     while not group.has_overflowed:
         hub.dispatch([event(data=large)], NOW)
         batches += 1
-        assert batches * len(large) <= hubs.MAX_HELD_BYTES + len(large)
+        assert batches * len(large) <= groups.MAX_HELD_BYTES + len(large)
         assert group.held is not None
-        assert sum(len(bytes(kept.data)) for kept in group.held) <= hubs.MAX_HELD_BYTES
+        assert sum(len(bytes(kept.data)) for kept in group.held) <= groups.MAX_HELD_BYTES
     assert batches > 1
     hub.dispatch([last := event()], NOW)
     assert group.held == [last]
@@ -661,7 +661,7 @@ class HubAgainstModel(RuleBasedStateMachine):
         self.hub = Hub()
         self.numbered = {name: Numbered(name) for name in ("both", "flat")}
         self.placed: dict[Member, tuple[str, Interest]] = {}
-        self.held: dict[Member, tuple[hubs.Group, list[Carried]]] = {}
+        self.held: dict[Member, tuple[groups.Group, list[Carried]]] = {}
         self.owed: dict[Member, bytes] = {}
         self.sampled: dict[Member, tuple[str, Interest, list[Carried]]] = {}
         self.taps: list[tuple[Any, Interest, list[Carried], list[Carried]]] = []
@@ -756,3 +756,98 @@ class HubAgainstModel(RuleBasedStateMachine):
 
 TestHubAgainstModel = HubAgainstModel.TestCase
 TestHubAgainstModel.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)
+
+
+# -- watches: the runs of one client
+
+
+def told(run: str, kind: str = "task_start", agent: str = "shop", workspace: str = "ws-1") -> Carried:
+    """An event of a run."""
+    return msgspec.structs.replace(event(workspace, agent, None, kind), execution_id=run)
+
+
+def watching(hub: Hub, numbered: Numbered, *runs: str, endpoint: str = "shop") -> tuple[Member, groups.Watch]:
+    """Somebody who has `runs` at an endpoint."""
+    member = Member()
+    watch = hub.watch(member, numbered.variant, "ws-1", endpoint)
+    hub.enter(watch, member)
+    for run in runs:
+        hub.add_run(watch, run, 1.0)
+    return member, watch
+
+
+def test_a_watch_has_its_own_runs_and_nobody_elses() -> None:
+    hub, numbered = Hub(), Numbered()
+    (one, _), (other, _), (nobody, _) = (watching(hub, numbered, *runs) for runs in (("a", "b"), ("b", "c"), ()))
+    events = [told("a"), told("b"), told("c"), told("d")]
+    hub.dispatch(events, NOW)
+    assert one.writes == [numbered.frames(*events[:2])]
+    assert other.writes == [numbered.frames(*events[1:3])]
+    assert nobody.writes == []
+
+
+def test_a_watch_ignores_the_same_run_of_another_endpoint_or_workspace() -> None:
+    hub, numbered = Hub(), Numbered()
+    member, _ = watching(hub, numbered, "a")
+    hub.dispatch([told("a", agent="elsewhere"), told("a", workspace="ws-2")], NOW)
+    assert member.writes == []
+
+
+@pytest.mark.parametrize("end", ["execution_completed", "execution_failed", "execution_cancelled"])
+def test_a_run_leaves_its_watch_with_its_last_event(end: str) -> None:
+    hub, numbered = Hub(), Numbered()
+    member, watch = watching(hub, numbered, "a", "b")
+    last, late, other = told("a", end), told("a"), told("b")
+    hub.dispatch([last], NOW)
+    hub.dispatch([late, other], NOW)
+    assert member.writes == [numbered.frames(last), numbered.frames(other)]
+    assert (list(watch.runs), list(watch.ended)) == (["b"], ["a"])
+
+
+def test_both_of_a_batch_are_delivered_when_the_first_of_them_is_the_last() -> None:
+    hub, numbered = Hub(), Numbered()
+    member, watch = watching(hub, numbered, "a", "b")
+    events = [told("a"), told("a", "execution_completed"), told("b", "execution_failed")]
+    hub.dispatch(events, NOW)
+    assert member.writes == [numbered.frames(*events)]
+    assert not watch.runs
+
+
+def test_a_watch_keeps_its_runs_while_its_member_is_held() -> None:
+    hub, numbered = Hub(), Numbered()
+    member, watch = watching(hub, numbered, "a")
+    group = hub.hold(member, numbered.variant, watch.wanted, NOW)
+    held, live = told("a"), told("a")
+    hub.dispatch([held], NOW)
+    assert (group.held, member.writes) == ([held], [])
+    assert not hub.watches
+    hub.enter(watch, member)
+    hub.dispatch([live], NOW)
+    assert member.writes == [numbered.frames(live)]
+    assert hub.watches == {watch}
+
+
+def test_nothing_is_left_of_a_watch_whose_member_has_gone() -> None:
+    hub, numbered = Hub(), Numbered()
+    member, _ = watching(hub, numbered, "a", "b")
+    assert hub.groups == 1
+    hub.remove(member)
+    assert (hub.groups, hub.watches, hub._indexes) == (0, set(), {})
+
+
+def test_a_gap_touches_a_watch_of_that_endpoint() -> None:
+    hub, numbered = Hub(), Numbered()
+    member, _ = watching(hub, numbered, "a")
+    lost = Gap("ws-1", frozenset({"shop"}), Position("1-0"), None, is_reset=False)
+    assert hub.touched(lost) == [member]
+    assert hub.touched(lost._replace(agents=frozenset({"elsewhere"}))) == []
+
+
+def test_a_watch_remembers_the_last_runs_that_ended_and_not_all() -> None:
+    hub, numbered = Hub(), Numbered()
+    _, watch = watching(hub, numbered)
+    for number in range(groups.MAX_ENDED + 10):
+        hub.add_run(watch, f"run-{number}", 1.0)
+        hub.end_run(watch, f"run-{number}")
+    assert (watch.ended[0], len(watch.ended)) == ("run-10", groups.MAX_ENDED)
+    assert not hub._indexes

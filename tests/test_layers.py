@@ -26,6 +26,7 @@ PURE = [
     "gateway.clock",
     "gateway.deflate",
     "gateway.dialects",
+    "gateway.dialects.agnt5",
     "gateway.dialects.base",
     "gateway.dialects.freeagentics",
     "gateway.dialects.maxicore",

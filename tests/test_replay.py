@@ -7,9 +7,16 @@ from typing import Any, cast
 import pytest
 
 from broker import Broker, Event
+from broker.events import Carried
+from broker.filters import Filter
 from broker.log import Page
 from broker.positions import START, Position
-from gateway.replay import Resume, Walk
+from gateway.dialects.maxicore import VARIANTS
+from gateway.groups import frame_of
+from gateway.hub import Hub
+from gateway.messages import Follow
+from gateway.metrics import Metrics
+from gateway.replay import Replays, Resume, Walk
 
 from .lean import LeanClient
 from .support import Node, token
@@ -77,3 +84,70 @@ async def test_who_cannot_take_a_page_ends_alone(redis_url: str, prefix: str) ->
         for walker in (walkers[0], walkers[-1]):
             assert walker.pages > 1
             assert walker.taken == ids
+
+
+FLAT = VARIANTS["flat"]
+
+
+class LateFeed:
+    """Stands at `at` until it is asked to settle: then it hands on the rest of what Redis has published."""
+
+    def __init__(self, hub: Hub, at: Position, rest: list[Carried]) -> None:
+        self.hub, self.at, self.rest = hub, at, rest
+
+    def is_held(self, workspace: str) -> bool:
+        return False
+
+    def position(self, workspace: str, agents: Any) -> Position:
+        return self.at
+
+    async def settle(self, workspace: str) -> None:
+        rest, self.rest = self.rest, []
+        self.hub.dispatch(rest, 0.0)
+
+
+class Watching:
+    """A client as far as replays know one: keeps what is written to it, and its place in the hub."""
+
+    is_gone = is_full = False
+    count = watch = None
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def may_see(self, workspace: str) -> bool:
+        return True
+
+    async def drained(self) -> bool:
+        return True
+
+    def place(self, interest: Any) -> None:
+        self.hub.place(cast(Any, self), FLAT, interest, 0.0)
+
+
+@pytest.mark.parametrize("since", range(9))
+@pytest.mark.parametrize("at", range(9))
+async def test_a_position_that_is_newer_than_the_feed_loses_nothing_of_what_was_followed_before(
+    redis_url: str, prefix: str, at: int, since: int
+) -> None:
+    """It follows `a` up to where the feed stands, and comes with a position for `b`, from another node perhaps."""
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        await broker.publish_many(
+            Event(type="task.progress", workspace_id="ws-456", agent_id=agent, data={"task_id": "t", "step": step})
+            for step, agent in enumerate("abababaab")
+        )
+        events = (await broker.log.page("ws-456", START)).events
+        hub = Hub()
+        feed = LateFeed(hub, cast(Position, events[at].id), events[at + 1 :])
+        client = Watching(hub)
+        a, b = (Filter(workspaces=frozenset({"ws-456"}), agents=frozenset({agent})) for agent in "ab")
+        client.place(frozenset({a}))
+        replays = Replays(broker.log, cast(Any, feed), hub, Metrics())
+        follow = Follow(frozenset({a, b}), frozenset({b}), frozenset({a}), {"ws-456": str(events[since].id)})
+        await replays.resume(cast(Any, client), FLAT, follow, None)
+        owed = [e for n, e in enumerate(events) if n > (at if e.agent_id == "a" else since)]
+        assert client.written == b"".join(frame_of(event, FLAT) or b"" for event in owed)

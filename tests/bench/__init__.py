@@ -6,6 +6,7 @@ A round starts, for each workload and each of the two servers in turn, a fresh R
     core 1   Redis, the load generator (`load.py`) and the publisher it steers (`publisher.py`)
 
 Read in this order: `payload` (what travels), `machine` (cores and counters), `servers`, `publisher`, `clients`,
+`noop` and `runs` (workflows),
 `reading` (how a client checks what it is sent), `load` and `pings` (one measured run: what goes out, what comes in),
 `plan` (the runs), `profiled` and `sections` (where the time went), `report` (the tables), `__main__`.
 

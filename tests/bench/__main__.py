@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from . import report, sections
 from .machine import Cores, busy_seconds, describe, own_seconds, raise_open_files
-from .plan import DEFAULT, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
+from .plan import DEFAULT, ERRANDS, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
 from .servers import BenchError, DidNotStartError
 
 T = TypeVar("T")
@@ -81,8 +81,12 @@ def measure(run: Run) -> None:
         show(report.delivery_rows(workload, rounds))
     publishes = run.repeated("publishes", run.bench.publishes)
     pings = {each: run.repeated(each.name, partial(run.bench.pings, each)) for each in PINGS}
+    runs = {each: run.repeated(each.name, partial(run.bench.runs, each)) for each in ERRANDS}
     say("")
     show(["", "Trunkline alone", *report.absolute_rows(measured, publishes, pings)])
+    show(["", "From a client's message through a worker that does nothing, and back"])
+    for errands, figures in runs.items():
+        show(report.run_rows(errands, figures, publishes))
 
 
 def profile(run: Run) -> None:
@@ -99,6 +103,11 @@ def profile(run: Run) -> None:
         samples = run.attempt(f"profile: {name}", job)
         say("")
         show(["", *report.profile_lines(name, samples or [], table)])
+    for errands in ERRANDS:
+        node, worker = run.attempt(f"profile: {errands.name}", partial(bench.profile_runs, errands)) or ([], [])
+        say("")
+        show(["", *report.profile_lines(f"{errands.name}, the node", node, sections.NODE)])
+        show(["", *report.profile_lines(f"{errands.name}, the worker", worker, sections.WORKER)])
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ _REQUEST = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
 )
 _OFFER = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+_SUBPROTOCOL = "Sec-WebSocket-Protocol: x-api-key.{key}\r\n"
 _ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
@@ -66,6 +67,21 @@ def connect(
             each.setblocking(False)
         ready += sockets
     return ready
+
+
+def connect_by_key(port: int, path: str, key: str, count: int) -> list[socket.socket]:
+    """So many AGNT5 clients that show `key`. Raises `ConnectionError` with the server's words when one is refused.
+
+    Unlike those of `connect` they block: a client of this benchmark never has more to send than a socket takes.
+    """
+    sockets = []
+    for _ in range(count):
+        each = socket.create_connection(("127.0.0.1", port), _PATIENCE_SECONDS)
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        each.sendall(_REQUEST.format(path=path, port=port, offer=_SUBPROTOCOL.format(key=key)).encode())
+        _handshake(each)  # nothing comes after it before something is asked
+        sockets.append(each)
+    return sockets
 
 
 def _batches(agents: list[str]) -> Iterator[list[str]]:

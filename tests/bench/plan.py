@@ -13,6 +13,7 @@ from broker.local import LocalRedis
 from . import machine, servers
 from .load import Job
 from .machine import Cores
+from .runs import RunsJob
 from .servers import BenchError, Server
 
 Figures = dict[str, Any]
@@ -62,6 +63,24 @@ PINGS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Errands:
+    """Runs that `clients` start: `outstanding` or `rate` and `is_keyed` as in `runs`."""
+
+    name: str
+    clients: int = 10
+    outstanding: int = 0
+    rate: int = 0
+    is_keyed: bool = False
+
+
+ERRANDS = (
+    Errands("runs", outstanding=20),
+    Errands("runs with an idempotency key", outstanding=20, is_keyed=True),
+    Errands("runs, 100 a second", rate=100),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Lengths:
     """How long the parts of a run take, in seconds."""
 
@@ -91,6 +110,9 @@ class Bench:
         due = 0 if workload.messages == servers.UNLIMITED else figures["pongs"]
         return figures | {"miscounted": abs(figures["script_calls"] - due)}
 
+    def runs(self, errands: Errands) -> Figures:
+        return self._run_errands(errands)[0]
+
     def publishes(self) -> Figures:
         return self._publish()[0]
 
@@ -98,6 +120,11 @@ class Bench:
         """The samples (see `profiled`) of Trunkline's node in that phase of a run: `connect` or `run`."""
         module = "tests.bench.pings" if workload in PINGS else "tests.bench.load"
         return self._run(module, workload, "trunkline", phase)[1]
+
+    def profile_runs(self, errands: Errands) -> tuple[list[Any], list[Any]]:
+        """The samples of the node, and of the worker."""
+        _, node, worker = self._run_errands(errands, is_profiled=True)
+        return node, worker
 
     def profile_publishes(self) -> list[Any]:
         return self._publish(is_profiled=True)[1]
@@ -127,6 +154,35 @@ class Bench:
                 )
                 printed = servers.run_module([module, json.dumps(dataclasses.asdict(job))], _RUN_SECONDS)
             return json.loads(printed), _read_samples(samples) if phase else []
+
+    def _run_errands(self, errands: Errands, *, is_profiled: bool = False) -> tuple[Figures, list[Any], list[Any]]:
+        """One run with a fresh Redis, node and worker; its figures and, if profiled, the samples of both."""
+        with tempfile.TemporaryDirectory() as directory, servers.fresh_redis() as redis:
+            key = servers.make_key(redis)
+            node, worker = (Path(directory, name) if is_profiled else None for name in ("node.json", "worker.json"))
+            with (
+                servers.trunkline(redis, self.cores, profile=node) as running,
+                servers.worker(redis, self.cores, profile=worker) as worker_pid,
+            ):
+                job = RunsJob(
+                    node_pid=running.pid,
+                    worker_pid=worker_pid,
+                    redis_pid=redis.pid,
+                    port=running.port,
+                    redis_port=redis.port,
+                    path=running.paths["agnt5"],
+                    key=key,
+                    clients=errands.clients,
+                    outstanding=errands.outstanding,
+                    rate=errands.rate,
+                    is_keyed=errands.is_keyed,
+                    warm_seconds=self.lengths.warm,
+                    seconds=self.lengths.open_loop if errands.rate else self.lengths.closed_loop,
+                    is_profiled=is_profiled,
+                )
+                printed = servers.run_module(["tests.bench.runs", json.dumps(dataclasses.asdict(job))], _RUN_SECONDS)
+            samples = [_read_samples(file) if file else [] for file in (node, worker)]
+            return json.loads(printed), samples[0], samples[1]
 
     def _publish(self, *, is_profiled: bool = False) -> tuple[Figures, list[Any]]:
         """The producer is what is measured: it has the server's core."""

@@ -3,13 +3,16 @@
 from statistics import median
 from typing import Any
 
-from .plan import Figures, Workload
+from .plan import Errands, Figures, Workload
+from .runs import EVENTS
 from .sections import Parts, hottest, sections
 
 Pair = dict[str, Figures]  # one round: server's name → figures
 
 FAULTS = ("lost", "doubled", "reordered")
-WRONG = (*FAULTS, "closed", "miscounted")
+WRONG = (*FAULTS, "closed", "miscounted", "failed")
+
+_PROCESSES = ("node", "worker", "redis")
 _NAME = 38
 _COMPARED = _NAME + 44  # with both figures and their ratio
 
@@ -84,6 +87,42 @@ def ping_rows(workload: Workload, figures: list[Figures]) -> list[str]:
     ]
 
 
+def run_rows(errands: Errands, figures: list[Figures], publishes: list[Figures]) -> list[str]:
+    """What a run costs, beside four bare durable publishes; how long a client waits, beside a bare hand-over."""
+    if not figures:
+        return [f"{errands.name:{_NAME}} no result"]
+    if errands.rate:
+        return [_row(errands.name, figures, "runs_per_second", "/s"), *_waits(figures), _faults_of(figures)]
+    rows = [
+        _row(errands.name, figures, "runs_per_second", "/s"),
+        f"  {errands.clients} clients, {errands.outstanding} runs of each under way; "
+        + ", ".join(f"{name} {_middle(figures, f'{name}_us'):,.0f} µs" for name in _PROCESSES)
+        + " of CPU per run",
+        "  busy: " + ", ".join(f"{name} {_middle(figures, f'{name}_busy'):.0%}" for name in (*_PROCESSES, "load")),
+    ]
+    if publishes:
+        bare = len(EVENTS) * (_middle(publishes, "publish_us") + _middle(publishes, "redis_us"))
+        ratios = [sum(each[f"{name}_us"] for name in _PROCESSES) / bare for each in figures]
+        rows.append(
+            f"  all three: {_spread(ratios, 1)} times four durable publishes of the one producer with its Redis"
+        )
+    return [*rows, _faults_of(figures)]
+
+
+def _waits(figures: list[Figures]) -> list[str]:
+    """Latencies, and their ratio to a hand-over that Redis alone makes in the same run."""
+    rows = [
+        f"  message to {kind}: "
+        + ", ".join(
+            f"{name} {_spread([each[f'{kind}_{name}_ms'] for each in figures], 2)} ms" for name in ("p50", "p99")
+        )
+        for kind in ("started", "completed")
+    ]
+    ratios = [each["started_p50_ms"] / each["hand_over_ms"] for each in figures]
+    bare = f"{_middle(figures, 'hand_over_ms'):.2f} ms"
+    return [*rows, f"  Redis alone, from message to started: {bare}; ours at p50 is {_spread(ratios, 1)} times that"]
+
+
 def profile_lines(name: str, samples: list[Any], table: Parts) -> list[str]:
     """A workload's sections, largest first, and its hottest functions."""
     parts = sections(samples, table)
@@ -119,6 +158,10 @@ def _spread(values: list[float], digits: int) -> str:
 
 def _sides(rounds: list[Pair]) -> tuple[list[Figures], list[Figures]]:
     return [pair["trunkline"] for pair in rounds], [pair["baseline"] for pair in rounds]
+
+
+def _faults_of(figures: list[Figures]) -> str:
+    return f"  {'/'.join(FAULTS)} {_faults(figures)} of {sum(each['runs'] for each in figures):,} runs"
 
 
 def _middle(figures: list[Figures], name: str) -> float:

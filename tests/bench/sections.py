@@ -9,8 +9,8 @@ from typing import Any
 Parts = tuple[tuple[str, tuple[str, ...]], ...]
 
 NODE: Parts = (
-    ("write to sockets", ("gateway/hub.py:Group.deliver", "gateway/connection.py:Connection.say")),
-    ("encode, frame, join", ("gateway/hub.py:frame", "gateway/frames.py:text", "gateway/frames.py:_head")),
+    ("write to sockets", ("gateway/groups.py:Group.deliver", "gateway/connection.py:Connection.say")),
+    ("encode, frame, join", ("gateway/groups.py:frame", "gateway/frames.py:text", "gateway/frames.py:_head")),
     ("compress", ("gateway/frames.py:deflated", "gateway/deflate.py:compress")),
     ("match", ("gateway/hub.py:Index.match", "gateway/hub.py:Hub.dispatch", "gateway/node.py:Node.on_events")),
     (
@@ -32,6 +32,7 @@ NODE: Parts = (
             "gateway/dialects/maxicore.py:_asked",
             "gateway/dialects/freeagentics.py:decode",
             "gateway/dialects/freeagentics.py:_asked",
+            "gateway/dialects/agnt5.py:decode",
             "gateway/dialects/reading.py",
             "gateway/deflate.py:decompress",
         ),
@@ -48,7 +49,7 @@ NODE: Parts = (
     ),
     ("handshake", ("uvicorn/", "gateway/http.py", "gateway/deflate.py", "gateway/addresses.py")),
     ("parse what clients say", ("gateway/frames.py", "gateway/wire.py")),
-    ("check the token", ("gateway/auth.py", "jwt/")),
+    ("check the token", ("gateway/auth.py", "gateway/door.py", "broker/credentials.py", "jwt/")),
     (
         "find a place",
         (
@@ -71,9 +72,9 @@ NODE: Parts = (
     (
         "wait, go on",
         (
-            "gateway/connection.py:Connection.wait",
-            "gateway/connection.py:Connection._work",
-            "gateway/connection.py:Connection._go_on",
+            "gateway/inbox.py:Inbox.wait",
+            "gateway/inbox.py:Inbox._work",
+            "gateway/inbox.py:Inbox._go_on",
         ),
     ),
     (
@@ -89,6 +90,8 @@ NODE: Parts = (
         ),
     ),
     ("commands", ("gateway/orders.py", "broker/commands/")),
+    ("replay", ("gateway/replay.py", "broker/log.py")),
+    ("runs", ("gateway/executions.py", "broker/runs/")),
     ("vitals", ("gateway/vitals/", "broker/election.py")),
     ("clock", ("gateway/clock.py",)),
     ("metrics", ("gateway/metrics.py", "prometheus_client/")),
@@ -101,6 +104,15 @@ PRODUCER: Parts = (
         "check, encode events",
         ("broker/events.py", "broker/catalog.py", "broker/broker.py", "broker/keyspace.py:check_"),
     ),
+    ("queue, call", ("broker/",)),
+    ("Redis client", ("redis/",)),
+    ("event loop", ("asyncio/", "uvloop/")),
+)
+WORKER: Parts = (
+    ("keep runs (a thread)", ("broker/runs/beats.py",)),
+    ("take, claim", ("broker/runs/shift.py", "broker/runs/queue.py", "broker/runs/exchange.py")),
+    ("check, encode events", ("broker/runs/outbox.py", "broker/events.py", "broker/catalog.py")),
+    ("attempt, steps", ("tests/bench/", "broker/runs/")),
     ("queue, call", ("broker/",)),
     ("Redis client", ("redis/",)),
     ("event loop", ("asyncio/", "uvloop/")),

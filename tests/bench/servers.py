@@ -1,5 +1,6 @@
 """What is measured: a Trunkline node and the baseline, each a process on the server's core."""
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -11,14 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from redis import Redis
+
+from broker import Broker
+from broker.credentials import Credentials
+from broker.keyspace import Keyspace
 from broker.local import LocalRedis, find_redis_server
 
 from ..support import SECRET, free_port, http
+from . import payload
 from .machine import Cores
 
 PREFIX = "bench"
+ENDPOINT = "coffee-shop-e66b8d23"
 UNLIMITED = -1
-_PATHS = {"maxicore": "/v2/ws?token={token}&envelope=flat", "freeagentics": "/api/v1/ws?token={token}"}
+_PATHS = {
+    "maxicore": "/v2/ws?token={token}&envelope=flat",
+    "freeagentics": "/api/v1/ws?token={token}",
+    "agnt5": f"/ws?x-wf-endpoint={ENDPOINT}",
+}
 _START_SECONDS = 20.0
 
 
@@ -68,17 +80,18 @@ def trunkline(
         "TRUNKLINE_DRAIN_SECONDS": "0",
         "TRUNKLINE_MAX_CONNECTIONS_PER_USER": str(UNLIMITED),
         "TRUNKLINE_MAX_CONNECTIONS_PER_ADDRESS": str(UNLIMITED),
+        "TRUNKLINE_MAX_CONNECTIONS_PER_ENDPOINT": str(UNLIMITED),
         "TRUNKLINE_MAX_CONNECTS_PER_MINUTE": str(UNLIMITED),
         "TRUNKLINE_MAX_MESSAGES_PER_MINUTE": str(messages),
         "TRUNKLINE_MAX_USER_MESSAGES_PER_MINUTE": str(messages),
+        "TRUNKLINE_MAX_MESSAGES_PER_SECOND": str(UNLIMITED),
     }
-    program = ["gateway"] if profile is None else ["tests.bench.profiled", str(profile), "gateway"]
-    command = [*program, "serve", "--host", "127.0.0.1", "--port", str(port), "--redis-url", redis.url]
+    command = [*_program(profile), "serve", "--host", "127.0.0.1", "--port", str(port), "--redis-url", redis.url]
 
     def is_ready() -> bool:
         return http(f"http://127.0.0.1:{port}/ready")[0] == 200
 
-    with process("trunkline", command, cores, is_ready, environment) as pid:
+    with process("trunkline", command, cores.server, is_ready, environment) as pid:
         yield Server(pid, port, _PATHS, "log", "live")
 
 
@@ -95,15 +108,44 @@ def baseline(
         return False
 
     command = ["tests.bench.baseline", str(port), str(redis.port)]
-    with process("baseline", command, cores, is_ready, dict(os.environ)) as pid:
+    with process("baseline", command, cores.server, is_ready, dict(os.environ)) as pid:
         yield Server(pid, port, dict.fromkeys(_PATHS, "/{agent}"), "ready-log", "ready")
 
 
 @contextlib.contextmanager
+def worker(redis: LocalRedis, cores: Cores, profile: Path | None = None) -> Iterator[int]:
+    """`trunkline worker` with `noop`, on whatever core has time: neither the node nor the load should have to wait."""
+    environment = os.environ | {"REDIS_URL": redis.url}
+    command = [*_program(profile), "worker", "tests.bench.noop:worker"]
+    served = Keyspace(PREFIX).served(payload.WORKSPACE, ENDPOINT)
+    with Redis.from_url(redis.url) as client:
+
+        def is_ready() -> bool:
+            return bool(client.exists(served))  # it says what it serves as soon as it works
+
+        with process("worker", command, cores.server | cores.load, is_ready, environment) as pid:
+            yield pid
+
+
+def make_key(redis: LocalRedis) -> str:
+    """An API key of the workers' endpoint."""
+
+    async def make() -> str:
+        async with Broker.connect(redis.url, prefix=PREFIX) as broker:
+            return (await Credentials(broker.redis, broker.keys).create(ENDPOINT, payload.WORKSPACE)).key
+
+    return asyncio.run(make())
+
+
+def _program(profile: Path | None) -> list[str]:
+    return ["gateway"] if profile is None else ["tests.bench.profiled", str(profile), "gateway"]
+
+
+@contextlib.contextmanager
 def process(
-    name: str, module: list[str], cores: Cores, is_ready: Callable[[], bool], environment: dict[str, str]
+    name: str, module: list[str], cores: frozenset[int], is_ready: Callable[[], bool], environment: dict[str, str]
 ) -> Iterator[int]:
-    """Run `python -m` `module` on the server's core until the block ends.
+    """Run `python -m` `module` on these cores until the block ends.
 
     Raises `DidNotStartError` when it does not get ready, `BenchError` when it does not live through the block.
     """
@@ -115,7 +157,7 @@ def process(
             stderr=words,
             env=environment,
         )
-        os.sched_setaffinity(running.pid, cores.server)  # before it has threads: they inherit it
+        os.sched_setaffinity(running.pid, cores)  # before it has threads: they inherit it
 
         def last_words() -> str:
             words.seek(0)

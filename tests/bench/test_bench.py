@@ -13,8 +13,9 @@ from . import payload, sections, servers
 from .baseline import frame
 from .load import Job
 from .machine import Cores
-from .plan import Bench, Lengths, Workload
+from .plan import Bench, Errands, Lengths, Workload
 from .reading import Reader, Stream
+from .runs import EVENTS, Data, Details, Ledger, Message
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark stands on epoll and /proc")
 
@@ -64,6 +65,33 @@ def test_a_limit_costs_one_call_per_message(messages: int, calls: int) -> None:
     assert [figures[name] for name in ("lost", "miscounted")] == [0, 0]
 
 
+@pytest.mark.parametrize("is_keyed", [False, True])
+def test_every_run_is_completed_once(is_keyed: bool) -> None:
+    bench = Bench(Cores.of_this_machine(), SHORT)
+    figures = bench.runs(Errands("short", clients=2, outstanding=5, is_keyed=is_keyed))
+    assert figures["runs"] > 10
+    assert min(figures[f"{name}_us"] for name in ("node", "worker", "redis")) > 0
+    assert 0 < figures["started_p50_ms"] <= figures["completed_p50_ms"]
+    assert [figures[name] for name in ("lost", "doubled", "reordered", "failed")] == [0, 0, 0, 0]
+
+
+def told(ledger: Ledger, execution: str | None, run: str, *kinds: str) -> list[bool]:
+    return [ledger.see(Message(kind, Data(execution, Details(run))), 5_000) for kind in kinds]
+
+
+def test_a_run_is_judged_by_each_of_its_events() -> None:
+    ledger = Ledger()
+    runs = [ledger.send(1_000) for _ in range(4)]
+    assert told(ledger, "exec_1", runs[0], *EVENTS) == [False, False, False, True]
+    assert (ledger.completed, ledger.started_ns, ledger.completed_ns) == (1, [4_000], [4_000])
+    told(ledger, "exec_1", runs[0], EVENTS[-1])
+    told(ledger, "exec_2", runs[1], EVENTS[0], EVENTS[2])
+    told(ledger, "exec_3", runs[0], EVENTS[0])  # another execution of the same message
+    told(ledger, "exec_4", runs[2], EVENTS[0], "execution_failed")
+    told(ledger, None, runs[3], "execution_failed")  # refused
+    assert (ledger.completed, ledger.doubled, ledger.reordered, ledger.failed) == (1, 2, 1, 2)
+
+
 def sent(*sequences: int) -> bytes:
     return b"".join(frame(payload.flat_json("agent-0001", sequence, position=True)) for sequence in sequences)
 
@@ -111,14 +139,19 @@ def test_compressed_events_are_read_too() -> None:
 
 
 def test_a_sample_belongs_to_the_innermost_function_that_has_a_part() -> None:
-    stack = ["json/encoder.py:encode", "gateway/frames.py:text", "gateway/hub.py:frames_of", "asyncio/runners.py:run"]
+    stack = [
+        "json/encoder.py:encode",
+        "gateway/frames.py:text",
+        "gateway/groups.py:frames_of",
+        "asyncio/runners.py:run",
+    ]
     assert sections.part_of(stack, sections.NODE) == "encode, frame, join"
     assert sections.part_of(["json/encoder.py:encode"], sections.NODE) == sections.OTHER
 
 
 def test_every_part_names_code_that_is_there() -> None:
     root = Path(__file__).parents[2]
-    for part, beginnings in (*sections.NODE, *sections.PRODUCER):
+    for part, beginnings in (*sections.NODE, *sections.PRODUCER, *sections.WORKER):
         for file, _, function in (beginning.partition(":") for beginning in beginnings):
             if file.startswith(("gateway/", "broker/", "tests/")):
                 assert (root / file).exists(), part

@@ -1,0 +1,185 @@
+"""Executions: what this node's clients ask about runs, on its way to workers. What comes of it comes back as events.
+
+A client must miss no event of a run that it starts, so it follows a run before that is submitted. One with a key may be
+running already; then it is followed from its beginning, which the log still has.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Protocol
+
+from broker.broker import Broker
+from broker.errors import Invalid, QueueFull, TrunklineError, Unavailable, UnknownWorkflow
+from broker.positions import before, order
+from broker.runs import Runs, Submitted, execution_id
+
+from .groups import Watch
+from .hub import Hub
+from .messages import CancelRun, GapSaid, Notice, ResumeRuns, RunRequest, StartRun
+from .metrics import Metrics
+from .reasons import INVALID_MESSAGE, RUN_UNKNOWN, TOO_MANY_RUNS, UNAVAILABLE, WORKFLOW_UNKNOWN, Reason
+from .settings import Settings
+
+_REASONS: dict[type[TrunklineError], Reason] = {
+    Invalid: INVALID_MESSAGE,
+    UnknownWorkflow: WORKFLOW_UNKNOWN,
+    QueueFull: TOO_MANY_RUNS,
+    Unavailable: UNAVAILABLE,
+}
+RUNNING = ("queued", "running")
+
+# Runs past their deadline that are looked after at a time; seconds past it, and until the next time.
+MAX_EXPIRED = 20
+LATE_SECONDS = 2.0
+AGAIN_SECONDS = 5.0
+
+
+class Client(Protocol):
+    """A client's connection, to its executions."""
+
+    async def catch_up(self, runs: Mapping[str, float], since: str, *, is_checked: bool = False) -> None:
+        """Follow these runs, each with its deadline, from the position `since` on.
+
+        Where that is no longer in the log the client is told, unless it was (`is_checked`).
+        """
+
+    def say(self, notice: Notice) -> None:
+        """Hear this."""
+
+    def refused(self, request: RunRequest, reason: Reason, detail: str) -> None:
+        """Hear that `request` cannot be; an empty `detail` is the reason's own text."""
+
+
+class Executions:
+    """Each request is done in silence, or refused."""
+
+    def __init__(self, broker: Broker, hub: Hub, metrics: Metrics, settings: Settings) -> None:
+        self._runs = Runs(broker, max_queued=settings.max_queued_runs)
+        self.waiting = self._runs.waiting
+        self._log = broker.log
+        self._hub = hub
+        self._metrics = metrics
+        self._settings = settings
+        self._now = time.time()  # Redis' time, as far as we were told
+        self._expiring: set[asyncio.Task[None]] = set()
+
+    async def perform(self, client: Client, watch: Watch, request: RunRequest) -> None:
+        """Do what `client`, whose runs `watch` has, asks about runs of its endpoint."""
+        try:
+            match request:
+                case StartRun():
+                    outcome = await self._start(client, watch, request)
+                case CancelRun(execution):
+                    outcome = await self._cancel(client, watch, execution)
+                case ResumeRuns():
+                    outcome = await self._resume(client, watch, request)
+        except tuple(_REASONS) as error:
+            reason = _REASONS[type(error)]
+            self.refuse(client, request, reason, f"$.{error}" if isinstance(error, Invalid) else "")
+        else:
+            self._metrics.runs.add(outcome)
+
+    def refuse(self, client: Client, request: RunRequest, reason: Reason, detail: str = "") -> None:
+        """Nothing comes of it."""
+        self._metrics.runs.add(reason.code.lower())
+        client.refused(request, reason, detail)
+
+    async def _start(self, client: Client, watch: Watch, run: StartRun) -> str:
+        key = run.metadata.get("idempotency_key")
+        execution = execution_id(watch.endpoint, run.connection or "", key)
+        if execution in watch.runs or execution in watch.ended:
+            return "known"
+        may_be_known = key is not None and run.connection is not None
+        self._hub.add_run(watch, execution, self._now + self._settings.run_seconds, is_in_doubt=may_be_known)
+        try:
+            submitted = await self._submit(watch, run, execution)
+        except BaseException as error:
+            # It may have been started all the same: then its client sees it, whatever it was told, or asks again.
+            if may_be_known or not isinstance(error, Unavailable):
+                self._hub.drop_run(watch, execution)
+            raise
+        if submitted.is_new and self._hub.settle_run(watch, execution):
+            if execution in watch.runs:  # it may have ended already
+                watch.runs[execution] = submitted.deadline
+        else:
+            self._hub.drop_run(watch, execution)
+            await client.catch_up({execution: submitted.deadline}, submitted.since)
+        return "started" if submitted.is_new else "known"
+
+    async def _submit(self, watch: Watch, run: StartRun, execution: str) -> Submitted:
+        return await self._runs.submit(
+            watch.workspace,
+            watch.endpoint,
+            run.name,
+            run.parameters,
+            run.metadata,
+            run.connection,
+            execution=execution,
+            seconds=self._settings.run_seconds,
+            max_attempts=self._settings.run_attempts,
+        )
+
+    async def _cancel(self, client: Client, watch: Watch, execution: str) -> str:
+        if execution in watch.ended:
+            return "ended"
+        outcome = "unknown"
+        if execution in watch.runs:
+            outcome = await self._runs.cancel(watch.workspace, execution)
+        if outcome == "unknown":
+            client.refused(CancelRun(execution), RUN_UNKNOWN, "")
+        return outcome
+
+    async def _resume(self, client: Client, watch: Watch, request: ResumeRuns) -> str:
+        found = await self._runs.of_connection(watch.workspace, watch.endpoint, request.connection)
+        fresh = [run for run in found if run.id not in watch.runs and run.id not in watch.ended]
+        deadlines = {run.id: run.deadline for run in fresh}
+        if request.since is not None:
+            await client.catch_up(deadlines, request.since)
+        elif fresh:
+            await self._catch_up(client, watch, deadlines, min((run.since for run in fresh), key=order))
+        for run in fresh:
+            if run.state not in RUNNING and run.id in watch.runs:
+                self._hub.end_run(watch, run.id)
+        return "resumed"
+
+    async def _catch_up(self, client: Client, watch: Watch, deadlines: Mapping[str, float], since: str) -> None:
+        """Follow runs from their beginning. What the log has let go is a gap, and does not hide what is still there."""
+        bounds = await self._log.bounds(watch.workspace, since, (watch.endpoint,))
+        if bounds.is_valid or bounds.oldest is None:
+            await client.catch_up(deadlines, since)
+        else:
+            client.say(GapSaid(watch.workspace, since, bounds.oldest))
+            await client.catch_up(deadlines, before(bounds.oldest), is_checked=True)
+
+    # -- deadlines
+
+    def tick(self, watches: Iterable[Watch], now: float) -> None:
+        """End what is past its deadline, which its worker does as long as one lives. `now` is Redis' time."""
+        self._now = now
+        for watch in watches:
+            for run, deadline in list(islice(watch.runs.items(), MAX_EXPIRED)):
+                if deadline + LATE_SECONDS <= now and len(self._expiring) < MAX_EXPIRED:
+                    self._put_off(watch, run)
+                    task = asyncio.create_task(self._expire(watch, run))
+                    self._expiring.add(task)
+                    task.add_done_callback(self._expiring.discard)
+
+    def _put_off(self, watch: Watch, run: str) -> None:
+        """Behind all others: it is looked after again later."""
+        del watch.runs[run]
+        watch.runs[run] = self._now + AGAIN_SECONDS
+
+    async def _expire(self, watch: Watch, run: str) -> None:
+        try:
+            has_ended = await self._runs.expire(watch.workspace, run)
+        except Unavailable:
+            return
+        if has_ended:
+            # Its last event is on its way, unless it never was.
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._forget, watch, run)
+
+    def _forget(self, watch: Watch, run: str) -> None:
+        if run in watch.runs:
+            self._hub.end_run(watch, run)

@@ -1,0 +1,85 @@
+"""Runs whose client leaves at once, and runs that nobody is there to work on."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from broker.runs import Runs
+
+from .agnt5 import Shop, opened
+from .support import Node, until
+
+pytestmark = pytest.mark.anyio
+pytest_plugins = ["tests.agnt5_fixtures"]
+
+
+async def test_what_was_asked_before_a_close_is_done_before_it_is_answered(shop: Shop) -> None:
+    async with shop.crew() as crew:
+        async with shop.client() as client:
+            for _ in range(20):
+                await client.run("wait", connection_id="ws_1")
+            await client.socket.close(1000, "bye")
+            assert client.socket.close_code == 1000
+            runs = await Runs(shop.broker).of_connection(shop.workspace, shop.endpoint, "ws_1")
+            assert len(runs) == 20
+        await until(lambda: len(crew.begun) >= 10)
+        crew.go.set()
+        await until(lambda: len(crew.passed) == 20)
+
+
+async def test_a_close_does_not_wait_for_long_for_a_redis_that_stands_still(shop: Shop) -> None:
+    async with shop.client() as client:
+        await shop.broker.redis.client_pause(1500, all=True)
+        for _ in range(5):
+            await client.run("wait", connection_id="ws_1")
+        began = time.monotonic()
+        await client.socket.close()
+        # Five seconds are what it has; one call that is not answered is given up after two.
+        assert time.monotonic() - began < 4.5
+
+
+async def test_a_run_that_no_worker_takes_ends_at_its_deadline(start_node: Callable[..., Node]) -> None:
+    node = start_node(run_seconds=1)
+    async with opened([node]) as shop, shop.client() as client, shop.client() as other:
+        await client.run("noop", connection_id="ws_1")
+        await other.run("noop", connection_id="ws_2", metadata={"idempotency_key": 1})
+        for each, name in ((client, "ws_1"), (other, "ws_2")):
+            ended = await each.end()
+            assert ended["type"] == "execution_failed"
+            assert ended["data"]["details"]["error"]["code"] == "DEADLINE_EXCEEDED"
+            (run,) = await Runs(shop.broker).of_connection(shop.workspace, shop.endpoint, name)
+            assert (run.id, run.state) == (ended["data"]["execution_id"], "failed")
+        assert await client.synchronise() == await other.synchronise() == []
+
+
+async def test_who_resumes_hears_of_a_deadline_that_passed_meanwhile(start_node: Callable[..., Node]) -> None:
+    node = start_node(run_seconds=1)
+    async with opened([node]) as shop:
+        async with shop.client() as client:
+            await client.run("noop", connection_id="ws_1")
+            await client.synchronise()
+        async with shop.client() as client:
+            await client.resume("ws_1")
+            assert (await client.end())["data"]["details"]["error"]["code"] == "DEADLINE_EXCEEDED"
+
+
+async def test_without_since_a_gap_does_not_hide_what_the_log_still_has(shop: Shop) -> None:
+    async with shop.crew() as crew:
+        async with shop.client() as client:
+            first = await client.start("wait", connection_id="ws_1")
+            await client.until("task_end")
+            second = await client.start("wait", connection_id="ws_1")
+            last = await client.until("task_end")
+            heard = client.of(first) + client.of(second)
+        cut = heard[2]["event_id"]
+        await shop.broker.redis.xtrim(shop.broker.keys.log(shop.workspace), minid=cut, approximate=False)
+        async with shop.client(1) as client:
+            await client.resume("ws_1")
+            gap, *replayed = await client.synchronise()
+            assert (gap["type"], gap["oldest"]) == ("resume.gap", cut)
+            assert [message["event_id"] for message in replayed] == [message["event_id"] for message in heard[2:]]
+            assert replayed[-1] == last
+            crew.go.set()
+            for execution in (first, second):
+                assert (await client.end(execution))["type"] == "execution_completed"
