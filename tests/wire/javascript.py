@@ -1,4 +1,4 @@
-"""JavaScript in Node: a script that tells a test what happens to it, and does what the test says.
+"""JavaScript: a script that tells a test what happens to it, and does what the test says; here in Node.
 
 A script is a prelude and, behind it, pieces of a document. The prelude prints a line `@{"what": value}` for what the
 test follows, between the console's own lines, and reads lines that the test tells it.
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from functools import cache
@@ -37,18 +38,20 @@ def package_folders() -> str | None:
     return path if found.returncode == 0 else None
 
 
-class Script:
-    """A script in Node: what it printed and reported so far."""
+class Script(ABC):
+    """A script somewhere: what it printed and reported so far."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self) -> None:
         self.console: list[str] = []
         self.reports: defaultdict[str, list[Any]] = defaultdict(list)
 
+    @abstractmethod
     async def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        await self.process.stdin.drain()
+        """Have it do what the prelude says of such a line."""
+
+    @abstractmethod
+    async def read(self) -> str:
+        """The next line that it writes; empty when it has ended."""
 
     async def until(self, what: str, count: int = 1, seconds: float = 15.0) -> list[Any]:
         """All of `what`, once there are `count`."""
@@ -77,15 +80,13 @@ class Script:
             with contextlib.suppress(EOFError):
                 while True:
                     await self._read_line()
-            assert await self.process.wait() == 0, self.console
         return self.console
 
     def _pongs(self) -> int:
         return sum(message["type"] == "pong" for message in self.reports["received"])
 
     async def _read_line(self) -> None:
-        assert self.process.stdout is not None
-        line = (await self.process.stdout.readline()).decode()
+        line = await self.read()
         if not line:
             raise EOFError(f"the script ended:\n{chr(10).join(self.console)}")
         if line.startswith("@"):
@@ -93,6 +94,29 @@ class Script:
             self.reports[what].append(value)
         else:
             self.console.append(line.rstrip("\n"))
+
+
+class _Program(Script):
+    """A script that is a process of Node."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        super().__init__()
+        self.process = process
+
+    async def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        await self.process.stdin.drain()
+
+    async def read(self) -> str:
+        assert self.process.stdout is not None
+        return (await self.process.stdout.readline()).decode()
+
+    async def finish(self) -> list[str]:
+        await super().finish()
+        async with asyncio.timeout(10):
+            assert await self.process.wait() == 0, self.console
+        return self.console
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +135,7 @@ async def running(text: str, path: Path, **environment: str) -> AsyncIterator[Sc
         env={"NODE_PATH": str(folders)} | environment,
     )
     try:
-        yield Script(process)
+        yield _Program(process)
     finally:
         if process.returncode is None:
             process.kill()

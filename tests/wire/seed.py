@@ -48,6 +48,21 @@ def fenced(heading: str, language: str = "javascript") -> str:
     return "\n".join(lines[start : lines.index("```", start)])
 
 
+def glued(heading: str, language: str = "javascript") -> str:
+    """The first block of `language` after the line `heading` of the AGNT5 document.
+
+    The name of its language is glued to its first line, and it ends before prose, which begins with a capital letter.
+    """
+    lines = _lines("002")
+    start = lines.index(heading)
+    while not lines[start].startswith(language):
+        start += 1
+    end = start
+    while not lines[end][:1].isupper():
+        end += 1
+    return "\n".join(lines[start:end]).removeprefix(language)
+
+
 def _start(lines: list[str], heading: str, mark: str, number: int = 1) -> int:
     at = lines.index(heading)
     for _ in range(number):
