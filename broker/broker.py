@@ -8,6 +8,7 @@ from typing import Self
 from redis.exceptions import RedisError
 
 from . import address as addresses
+from .agents import Agents
 from .commands import Command
 from .commands.listener import Listener
 from .errors import Invalid, Unavailable
@@ -44,12 +45,15 @@ class Broker:
         self.address = address
         self.keys = Keyspace(prefix)
         self.workspace_id = workspace_id
+        self.log_events = log_events
+        self.log_seconds = log_seconds
         self.redis = addresses.client(address, name)
         self._reads = addresses.client(address, f"{name}-reads", retries=2)
         self.log = Log(self._reads, self.keys)
         self.producer = Producer(
             self.redis, self.keys, log_events=log_events, log_seconds=log_seconds, patience=patience_seconds
         )
+        self.agents = Agents(self)
         self._listeners: dict[str, Listener] = {}
 
     @classmethod
@@ -102,8 +106,9 @@ class Broker:
         """Append `event` to its workspace's log and tell every node, as one step; answers its position.
 
         Applied once, however often it has to be sent; positions of one workspace only grow. An ephemeral event has no
-        position (None). Raises `Invalid` with the path of the wrong field, `Unavailable` when Redis takes nothing for
-        `patience_seconds`: its fate is unknown then, and publishing an equal event again within five minutes is safe.
+        position (None), nor has one of an agent that was deleted: it is live only. Raises `Invalid` with the path of
+        the wrong field, `Unavailable` when Redis takes nothing for `patience_seconds`: its fate is unknown then, and
+        publishing an equal event again within five minutes is safe.
         """
         return (await self.producer.publish([pack(event)]))[0]
 

@@ -33,8 +33,12 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
             if prev != own.position:
                 _hand_on(taker, batch)
                 filled, batch = filled + len(batch), []
-                # A chain that goes on from before our position is another history than the one we followed.
-                _tell_gap(taker, own, Position(event.id), is_reset=is_after(own.position or START, prev))
+                # A chain that goes on from before our position is another history than the one we followed, unless
+                # the event we stand at was purged: then nobody else's is missing.
+                is_reset = is_after(own.position or START, prev)
+                purged = await log.purged(workspace.name) if is_reset and own.agent is None else START
+                if not is_reset or is_after(own.position or START, purged):
+                    _tell_gap(taker, own, Position(event.id), is_reset=is_reset)
             own.position = own.read_to = Position(event.id)
             batch.append(event)
         _hand_on(taker, batch)

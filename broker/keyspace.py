@@ -28,16 +28,32 @@ class Row(NamedTuple):
 
 
 TABLE = (
-    Row("log:{workspace}", "stream", "`log_seconds` after the last event", "publish.lua",
+    Row("log:{workspace}", "stream", "`log_seconds` after the last event", "publish.lua, register.lua, purge.lua",
         "the durable events: field `e` is an event's JSON without `{` and `id`; at most `log_events`"),
-    Row("workspace:{workspace}", "hash", "7 days after the last event", "publish.lua",
-        "`position` of its newest durable event"),
-    Row("agent:{workspace}:<agent>", "hash", "7 days after the last event", "publish.lua",
-        "`position` of its newest durable event, `last_activity` (ms), `credits_used`; empty name: no agent"),
+    Row("workspace:{workspace}", "hash", "7 days after the last event", "publish.lua, register.lua, purge.lua",
+        "`position` of its newest durable event, `purges`: how often its log was purged, "
+        "`purged`: up to which position"),
+    Row("agent:{workspace}:<agent>", "hash", "until it is deleted; not created: 7 days after the last event",
+        "publish.lua, register.lua, pair.lua",
+        "`position` of its newest durable event, `last_activity` (ms), `credits_used`, `state` (error, if it said so "
+        "last); empty name: no agent. Of one that was created also `created` (ms), `name`, `mode`, `soul` and `shield` "
+        "(JSON), `calls` (the last ones that changed it), `pairing` (the hash of its key), `paired` (the call that "
+        "used it). Of one that was deleted only `position` and `deleted` (the call that did it), for 7 days"),
+    Row("agents:{workspace}", "sorted set", "no end", "register.lua",
+        "the agents that were created, in the order of their making, by time (ms)"),
+    Row("errors:{workspace}", "set", "no end", "publish.lua, register.lua",
+        "those of them whose last `agent_status` said `error`"),
+    Row("deleted:{workspace}", "sorted set", "7 days after the last deletion", "register.lua",
+        "the agents that were deleted, by time (ms): what comes late of them is not kept"),
+    Row("purging:{workspace}:<purge>", "stream", "1 min, or until it takes the log's place", "purge.lua",
+        "the log without the events of an agent that was deleted, unfinished"),
+    Row("pairing:<hash>", "string", "24 h, or until it is used", "`Agents.create`",
+        "whose pairing key has this SHA-256: JSON of workspace and agent"),
     Row("producer:{workspace}:<producer>", "hash", "24 h after its last call", "publish.lua",
         "`number` of its last call and the `answer` to it"),
-    Row("events:{workspace}", "channel", "", "publish.lua, PUBLISH by anyone", "every event of the workspace"),
-    Row("events:{workspace}:<agent>", "channel", "", "publish.lua, PUBLISH by anyone",
+    Row("events:{workspace}", "channel", "", "publish.lua, register.lua, PUBLISH by anyone",
+        "every event of the workspace"),
+    Row("events:{workspace}:<agent>", "channel", "", "publish.lua, register.lua, PUBLISH by anyone",
         "the events of one agent; the empty name: those without an agent"),
     Row("connections:{limits}:<holder>", "sorted set", "45 s after the last renewal", "admit.lua, renew.lua",
         "the leases of a user's, an address' or an endpoint's connections, by the time (ms) at which they end"),
@@ -111,6 +127,22 @@ class Keyspace:
 
     def agent(self, workspace: str, agent: str | None) -> str:
         return f"{self.prefix}:agent:{{{workspace}}}:{agent or ''}"
+
+    def agents(self, workspace: str) -> str:
+        return f"{self.prefix}:agents:{{{workspace}}}"
+
+    def errors(self, workspace: str) -> str:
+        return f"{self.prefix}:errors:{{{workspace}}}"
+
+    def deleted(self, workspace: str) -> str:
+        return f"{self.prefix}:deleted:{{{workspace}}}"
+
+    def purging(self, workspace: str, purge: str) -> str:
+        return f"{self.prefix}:purging:{{{workspace}}}:{purge}"
+
+    def pairing(self, hash_: str) -> str:
+        """Whose pairing key has this SHA-256, in hexadecimal digits."""
+        return f"{self.prefix}:pairing:{hash_}"
 
     def producer(self, workspace: str, producer: str) -> str:
         return f"{self.prefix}:producer:{{{workspace}}}:{producer}"

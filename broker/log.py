@@ -71,6 +71,14 @@ class Log:
             raise Unavailable(f"cannot read positions: {error}") from error
         return {agent: Position(head.decode()) if head else START for agent, head in zip(agents, answers, strict=True)}
 
+    async def purged(self, workspace: str) -> Position:
+        """Up to where events of deleted agents may have been taken out of the log (purge.lua)."""
+        try:
+            position: Any = await self._redis.hget(self._keys.workspace(workspace), "purged")
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read positions: {error}") from error
+        return Position(position.decode()) if position else START
+
     async def oldest(self, workspace: str) -> Position | None:
         """The oldest position in the log."""
         return (await self.bounds(workspace, START)).oldest

@@ -1,12 +1,20 @@
-"""What a node answers over HTTP: is it alive, is it ready, how is it. All of it by Starlette."""
+"""What a node answers over HTTP: is it alive, is it ready, how is it, and the Agents API. All of it by Starlette."""
+
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from .api import docs
+from .api.agents import OPERATIONS
+from .api.answers import METHOD_NOT_ALLOWED, NOT_FOUND, UPGRADE_REQUIRED, Failure, Problem
+from .api.desk import Desk
+from .api.front import Front, is_ours
 from .dialects import ALL
 from .node import Node
 
@@ -39,11 +47,38 @@ def application(node: Node) -> Starlette:
             encode, content_type = choose_encoder("")
         return Response(encode(registry), media_type=content_type)
 
+    desk = Desk(node)
     routes = [Route("/live", live), Route("/ready", ready), Route("/metrics", metrics)]
+    routes += docs.routes()
+    routes += [Route(each.path, desk.endpoint(each), methods=[each.method], name=each.name) for each in OPERATIONS]
     routes += [Route(dialect.path, _upgrade_required, methods=["GET"]) for dialect in ALL]
-    return Starlette(routes=routes)
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Front, node)],
+        exception_handlers={HTTPStatus.NOT_FOUND: _not_found, HTTPStatus.METHOD_NOT_ALLOWED: _not_allowed},
+    )
+    app.router.redirect_slashes = False  # a redirect would repeat the host that the client says, and in no envelope
+    return app
 
 
-async def _upgrade_required(_: Request) -> Response:
+async def _upgrade_required(request: Request) -> Response:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
-    return PlainTextResponse("this is a WebSocket: connect with ws:// or wss://\n", status_code=426, headers=headers)
+    return _refuse(request, UPGRADE_REQUIRED, headers)
+
+
+async def _not_found(request: Request, _: Exception) -> Response:
+    return _refuse(request, NOT_FOUND, {})
+
+
+async def _not_allowed(request: Request, _: Exception) -> Response:
+    """With the methods of every route of this path: Starlette tells those of one."""
+    path = request.scope["route"].path
+    methods = {method for route in request.app.routes if route.path == path for method in route.methods}
+    return _refuse(request, METHOD_NOT_ALLOWED, {"Allow": ", ".join(sorted(methods))})
+
+
+def _refuse(request: Request, problem: Problem, headers: dict[str, str]) -> Response:
+    """In the envelope under /v2, elsewhere for people."""
+    if is_ours(request.scope["path"]):
+        return Failure(problem, headers=headers).response
+    return PlainTextResponse(f"{problem.text}\n", problem.status, headers)

@@ -59,6 +59,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     claim_workspaces: Annotated[str, _m("claim with the list of workspaces")] = "workspaces"
     claim_scope: Annotated[str, _m("claim with the scopes, separated by spaces")] = "scope"
     claim_agent_id: Annotated[str, _m("claim with the agent's id, in an agent's own token")] = "agent_id"
+    agent_token_seconds: Annotated[
+        int, _m("seconds for which the token is valid that an agent gets for its pairing key", gt=0, le=10 * YEAR)
+    ] = YEAR
     allowed_origins: Annotated[tuple[str, ...], _m("browser origins that may connect; empty: all")] = ()
 
     trusted_proxies: Annotated[
@@ -90,6 +93,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_connects_per_minute: Annotated[int, _limit("connections admitted per minute and user, over all nodes")] = 0
     max_messages_per_minute: Annotated[int, _limit("messages per minute and connection")] = 0
     max_messages_per_second: Annotated[int, _limit("messages per second and AGNT5 connection")] = 0
+    max_requests_per_minute: Annotated[
+        int, _limit("REST requests per minute and token, a tenth of it per address without one, over all nodes")
+    ] = 0
     max_user_messages_per_minute: Annotated[int, _limit("messages per minute and user, over all nodes")] = 0
     max_event_types: Annotated[int, _limit("event types that one connection may subscribe to")] = 0
     max_subscriptions: Annotated[int, _limit("subscriptions of one connection")] = 0

@@ -10,8 +10,9 @@
 --               '@<index of the run in KEYS> <holder> <state> <execution>', with the state in which the event ends
 --               the run, '' for an event that does not
 --         body  the event's JSON without its opening brace: "type":"task.progress",…}
--- Answer  an array with the position of each event, '' for an ephemeral one, '!' for one that was refused: somebody
---         else holds its run, or the run has ended. Of a refused event nothing is left; the others are not touched.
+-- Answer  an array with the position of each event, '' for an ephemeral one and for one of an agent that was deleted
+--         (live only: nothing is kept of it), '!' for one that was refused: somebody else holds its run, or the run
+--         has ended. Of a refused event nothing is left; the others are not touched.
 --         The same number again gets the same answer, and nothing else happens.
 -- Error   OUT_OF_ORDER <last number>: the record does not continue with this number.
 -- Example EVALSHA … 4 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:agent:{ws}:a1
@@ -39,7 +40,30 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message. An
 -- ephemeral one has none, and says so: it was published on both channels, unlike a plain PUBLISH.
 local newest = redis.call('HGET', workspace, 'position') or '0-0'
-local newest_of, credits, seen = {}, {}, {}
+local newest_of, credits, seen, states = {}, {}, {}, {}
+
+-- What the registry (register.lua) keeps of all agents together lies in this slot too. It is asked seldom, so whoever
+-- calls this script need not name it.
+local function beside(kind) return (string.gsub(workspace, ':workspace:{', ':' .. kind .. ':{', 1)) end
+local function name_of(agent) return string.match(KEYS[3 + agent], '^[^}]*}:(.*)$') end
+
+-- What is known of an agent before this call: read once, when its first event is met.
+local met, is_created, is_deleted = {}, {}, {}
+local function meet(agent)
+  local known = redis.call('HMGET', KEYS[3 + agent], 'position', 'last_activity', 'created', 'deleted')
+  met[agent], newest_of[agent], is_created[agent] = true, known[1] or '0-0', known[3]
+  if not known[2] and not known[3] then
+    is_deleted[agent] = known[4] or redis.call('ZSCORE', beside('deleted'), name_of(agent))
+  end
+end
+
+-- What an agent says of itself decides its status, until it says something else.
+local function note_state(agent, body)
+  local is_json, event = pcall(cjson.decode, '{' .. body)
+  if is_json and event.type == 'agent_status' and type(event.data) == 'table' then
+    states[agent] = event.data.new_status
+  end
+end
 
 -- The log expires when idle. Should the clock have gone back meanwhile, positions still only grow.
 local next_id = '*'
@@ -64,21 +88,22 @@ local function end_run(kind)
   redis.call('ZREM', held, execution)
 end
 
-local positions, messages = {}, {}
+local positions, messages, is_logged = {}, {}, {}
 for i = 9 + agents, #ARGV, 3 do
   local agent, kind, body = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local is_held = kind ~= '0' and string.byte(kind) == 64
+  if not met[agent] then meet(agent) end
   if is_held and is_refused(kind) then
     positions[#positions + 1] = '!'
     messages[#messages + 1] = false
-  elseif kind == '-' then
-    seen[agent] = true
+  elseif kind == '-' or is_deleted[agent] then
+    if is_held then end_run(kind) end
+    if not is_deleted[agent] then seen[agent] = true end
     positions[#positions + 1] = ''
     messages[#messages + 1] = '{"prev":"",' .. body
   else
-    seen[agent] = true
-    local before = newest_of[agent] or redis.call('HGET', KEYS[3 + agent], 'position') or '0-0'
-    local entry = '"prev":"' .. newest .. '","agent_prev":"' .. before .. '",' .. body
+    seen[agent], is_logged[agent] = true, true
+    local entry = '"prev":"' .. newest .. '","agent_prev":"' .. newest_of[agent] .. '",' .. body
     newest = redis.call('XADD', log, 'MAXLEN', '=', ARGV[2], next_id, 'e', entry)
     next_id = '*'
     newest_of[agent] = newest
@@ -90,6 +115,7 @@ for i = 9 + agents, #ARGV, 3 do
     positions[#positions + 1] = newest
     messages[#messages + 1] = '{"id":"' .. newest .. '",' .. entry
   end
+  if seen[agent] and string.find(body, '"agent_status"', 1, true) then note_state(agent, body) end
 end
 
 redis.call('HSET', producer, 'number', number, 'answer', table.concat(positions, ',') .. ',')
@@ -101,14 +127,23 @@ if newest ~= '0-0' then
   redis.call('EXPIRE', workspace, ARGV[5])
 end
 for agent in pairs(seen) do
-  local key = KEYS[3 + agent]
-  redis.call('HSET', key, 'last_activity', string.format('%.0f', now))
-  if newest_of[agent] then redis.call('HSET', key, 'position', newest_of[agent]) end
+  local key, state = KEYS[3 + agent], states[agent]
+  local fields = {'last_activity', string.format('%.0f', now)}
+  if is_logged[agent] then fields[3], fields[4] = 'position', newest_of[agent] end
+  redis.call('HSET', key, unpack(fields))
   if credits[agent] then
     -- A total past 64 bits must not stop the script half done: it stays where it is.
     redis.pcall('HINCRBY', key, 'credits_used', string.format('%.0f', credits[agent]))
   end
-  redis.call('EXPIRE', key, ARGV[5])
+  if state == 'error' then
+    redis.call('HSET', key, 'state', state)
+    if is_created[agent] then redis.call('SADD', beside('errors'), name_of(agent)) end
+  elseif state then
+    redis.call('HDEL', key, 'state')
+    if is_created[agent] then redis.call('SREM', beside('errors'), name_of(agent)) end
+  end
+  -- A created agent stays until it is deleted.
+  if not is_created[agent] then redis.call('EXPIRE', key, ARGV[5]) end
 end
 
 -- Last, so that a script that fails has told nobody, and a node that reads after the message finds everything.
