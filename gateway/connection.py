@@ -411,7 +411,7 @@ class Connection:
     def _execute(self, request: RunRequest) -> None:
         watch = self._following.watch
         assert watch is not None
-        if self.is_stuck or not (self._node.has_redis or isinstance(request, ResumeRuns)):
+        if self.is_stuck or not (self._node.is_redis_up or isinstance(request, ResumeRuns)):
             self._node.executions.refuse(self, request, UNAVAILABLE)  # done late, it would be a surprise
         else:
             self.wait(self._node.executions.perform(self, watch, request))
