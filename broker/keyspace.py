@@ -76,6 +76,8 @@ TABLE = (
         "`spared` (attempts that do not count), `attempts` (at most), `since` (the workspace's position before it), "
         "`deadline` (ms), `call` that started it, `entry` in the queue, `holder`, "
         "`cancel`, and until its end `body`: its JSON"),
+    Row("end:{workspace}:<execution>", "string", "`log_seconds` after the run's end", "publish.lua",
+        "the event that ended a run: its position, a space, and the event as in the log, which may let it go before"),
     Row("queued:{workspace}", "sorted set", "2 days after the last run",
         "submit.lua, claim.lua, release.lua, cancel.lua, expire.lua",
         "the runs of all endpoints that wait, by the time (ms) at which their keys expire"),
@@ -172,6 +174,9 @@ class Keyspace:
 
     def run(self, workspace: str, execution: str) -> str:
         return f"{self.prefix}:run:{{{workspace}}}:{execution}"
+
+    def end(self, workspace: str, execution: str) -> str:
+        return f"{self.prefix}:end:{{{workspace}}}:{execution}"
 
     def queued(self, workspace: str) -> str:
         return f"{self.prefix}:queued:{{{workspace}}}"

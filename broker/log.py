@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from .errors import Unavailable
 from .events import Carried, unpack
 from .keyspace import Keyspace
-from .positions import START, Position, parse
+from .positions import START, Position, order, parse
 
 logger = logging.getLogger("trunkline.log")
 
@@ -70,6 +70,17 @@ class Log:
         except (RedisError, OSError) as error:
             raise Unavailable(f"cannot read positions: {error}") from error
         return {agent: Position(head.decode()) if head else START for agent, head in zip(agents, answers, strict=True)}
+
+    async def ends(self, workspace: str, executions: Collection[str]) -> list[Carried]:
+        """The last events of those runs that have ended, in their order, also where the log has let them go."""
+        keys = [self._keys.end(workspace, execution) for execution in executions]
+        try:
+            found: Any = await self._redis.mget(keys) if keys else []
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read how runs ended: {error}") from error
+        entries = [entry.partition(b" ") for entry in found if entry is not None]
+        events = [unpack(b"{" + event, workspace, position=position.decode()) for position, _, event in entries]
+        return sorted(events, key=lambda event: order(event.id or START))
 
     async def oldest(self, workspace: str) -> Position | None:
         """The oldest position in the log."""

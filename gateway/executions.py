@@ -12,7 +12,7 @@ from typing import Protocol
 
 from broker.broker import Broker
 from broker.errors import Invalid, QueueFull, TrunklineError, Unavailable, UnknownWorkflow
-from broker.positions import before, order
+from broker.positions import START, before, order, parse
 from broker.runs import Runs, Submitted, execution_id
 
 from .groups import Watch
@@ -105,7 +105,9 @@ class Executions:
                 watch.runs[execution] = submitted.deadline
         else:
             self._hub.drop_run(watch, execution)
+            ended = [execution] if await self._log.ends(watch.workspace, [execution]) else []
             await client.catch_up({execution: submitted.deadline}, submitted.since)
+            await self._tell_ends(watch, ended, None)
         return "started" if submitted.is_new else "known"
 
     async def _submit(self, watch: Watch, run: StartRun, execution: str) -> Submitted:
@@ -139,10 +141,19 @@ class Executions:
             await client.catch_up(deadlines, request.since)
         elif fresh:
             await self._catch_up(client, watch, deadlines, min((run.since for run in fresh), key=order))
-        for run in fresh:
-            if run.state not in RUNNING and run.id in watch.runs:
-                self._hub.end_run(watch, run.id)
+        await self._tell_ends(watch, [run.id for run in fresh if run.state not in RUNNING], request.since)
         return "resumed"
+
+    async def _tell_ends(self, watch: Watch, ended: Iterable[str], since: str | None) -> None:
+        """Of runs that had ended before they were followed: the end itself, where the log had let it go."""
+        left = [run for run in ended if run in watch.runs]
+        heard = parse(since or START) or (0, 0)
+        for event in await self._log.ends(watch.workspace, left):
+            if order(event.id or START) > heard:
+                watch.deliver([event], time.monotonic())
+        for run in left:
+            if run in watch.runs:
+                self._hub.end_run(watch, run)
 
     async def _catch_up(self, client: Client, watch: Watch, deadlines: Mapping[str, float], since: str) -> None:
         """Follow runs from their beginning. What the log has let go is a gap, and does not hide what is still there."""

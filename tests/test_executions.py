@@ -83,3 +83,33 @@ async def test_without_since_a_gap_does_not_hide_what_the_log_still_has(shop: Sh
             crew.go.set()
             for execution in (first, second):
                 assert (await client.end(execution))["type"] == "execution_completed"
+
+
+@pytest.mark.parametrize("way", ["resume", "since", "again"])
+async def test_who_comes_back_when_the_log_has_moved_on_hears_how_its_run_ended(shop: Shop, way: str) -> None:
+    run = {"connection_id": "ws_1", "metadata": {"idempotency_key": "once"}}
+    async with shop.crew():
+        async with shop.client() as client:
+            await client.run("echo", {"q": 1}, **run)
+            ended = await client.end()
+        await shop.broker.redis.delete(shop.broker.keys.log(shop.workspace))
+        async with shop.client(1) as client:
+            if way == "again":
+                await client.run("echo", {"q": 1}, **run)
+            else:
+                await client.resume("ws_1", "1-1" if way == "since" else None)
+            gap, *rest = await client.synchronise()
+            assert gap["type"] == "resume.gap"
+            assert rest == [ended]
+            await client.resume("ws_1")
+            assert await client.synchronise() == []
+
+
+async def test_who_has_heard_the_end_of_its_run_is_not_told_again(shop: Shop) -> None:
+    async with shop.crew():
+        async with shop.client() as client:
+            await client.run("noop", connection_id="ws_1")
+            ended = await client.end()
+        async with shop.client(1) as client:
+            await client.resume("ws_1", ended["event_id"])
+            assert await client.synchronise() == []

@@ -124,7 +124,8 @@ class Queue:
 
     def fence(self, claimed: Claimed) -> Fence:
         """What lets the events of a run pass while we hold it."""
-        return Fence(self._names.run(self.workspace, claimed.execution), self._held, claimed.holder, claimed.execution)
+        run, end = (name(self.workspace, claimed.execution) for name in (self._names.run, self._names.end))
+        return Fence(run, self._held, end, claimed.holder, claimed.execution)
 
 
 def _claimed(ready: Ready, holder: str, answer: list[bytes]) -> Claimed | None:

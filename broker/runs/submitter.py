@@ -194,7 +194,8 @@ class Runs:
         if known.connection:
             said["connection_id"] = known.connection
         event = Event(type=f"execution_{state}", workspace_id=known.workspace, agent_id=known.endpoint, data=said)
-        fence = Fence(known.run, known.held, known.holder, known.execution, state)
+        end = self._keys.end(known.workspace, known.execution)
+        fence = Fence(known.run, known.held, end, known.holder, known.execution, state)
         promise = self._broker.producer.send(pack(event), fence)
         await asyncio.wait((promise,), timeout=PATIENCE_SECONDS)
         if not promise.done():
