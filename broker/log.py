@@ -21,7 +21,7 @@ MAX_PAGE_EVENTS = 500
 
 
 class Bounds(NamedTuple):
-    """Where a reader may start: is its position valid, is it an entry of the log, and what is the oldest one there?"""
+    """Where a reader may start: is its position valid, does the log go on from it entry by entry, what is the oldest?"""
 
     is_valid: bool
     is_entry: bool
@@ -89,8 +89,8 @@ class Log:
     async def bounds(self, workspace: str, since: str, agents: Collection[str] = ()) -> Bounds:
         """Is `since` a position that history can go on from?
 
-        It is when its entry is in the log, or when it is the newest of the workspace, or of all `agents` (the ones that
-        a filter pins) together. `START` is when the log was never cut.
+        It is when its entry is in the log, or was just before the oldest one, or when it is the newest of the
+        workspace, or of all `agents` (the ones that a filter pins) together. `START` is when the log was never cut.
         """
         numbers = parse(since)
         try:
@@ -114,6 +114,8 @@ class Log:
                 return Bounds(True, False, oldest)  # they never said anything
             never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
             return Bounds(never_cut, False, oldest)
+        # What is left begins just behind it: nothing is missing, though the entry itself has been let go.
+        is_entry = bool(entry) or (bool(first) and first[0][1].get(b"e", b"").startswith(b'"prev":"%d-%d"' % numbers))
         is_newest = newest is not None and parse(newest.decode()) == numbers
         is_newest_of_agents = numbers == max((parse(head.decode()) or (0, 0) for head in heads if head), default=None)
-        return Bounds(bool(entry) or is_newest or is_newest_of_agents, bool(entry), oldest)
+        return Bounds(is_entry or is_newest or is_newest_of_agents, is_entry, oldest)
