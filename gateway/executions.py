@@ -92,6 +92,7 @@ class Executions:
         key = run.metadata.get("idempotency_key")
         execution = execution_id(watch.endpoint, run.connection or "", key)
         if execution in watch.runs or execution in watch.ended:
+            await self._submit(watch, run, execution)  # something else under the same key is refused
             return "known"
         may_be_known = key is not None and run.connection is not None
         self._hub.add_run(watch, execution, self._now + self._settings.run_seconds, is_in_doubt=may_be_known)
@@ -132,6 +133,7 @@ class Executions:
         if execution in watch.runs:
             outcome = await self._runs.cancel(watch.workspace, execution)
         if outcome == "unknown":
+            self._hub.drop_run(watch, execution)
             client.refused(CancelRun(execution), RUN_UNKNOWN, "")
         return outcome
 
