@@ -21,7 +21,7 @@ MAX_PAGE_EVENTS = 500
 
 
 class Bounds(NamedTuple):
-    """Where a reader may start: is its position valid, does the log go on from it entry by entry, what is the oldest?"""
+    """Where a reader may start: is its position valid, does the log go on entry by entry from it, its oldest entry."""
 
     is_valid: bool
     is_entry: bool
