@@ -7,6 +7,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .errors import Invalid
 
@@ -75,7 +76,23 @@ def client(address: Address, name: str, *, retries: int = 0) -> Redis:
         max_connections=POOL_CONNECTIONS,
         timeout=COMMAND_SECONDS,
     )
+    pool.connection_class = type("Connection", (_SaysLost, pool.connection_class), {})
     return Redis.from_pool(pool)
+
+
+class _SaysLost:
+    """A connection of redis-py that fails as such when it was closed before a write.
+
+    uvloop calls that a `RuntimeError`, and redis-py lets it through: to whoever waits out an outage it would be a bug.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "handler is closed" not in str(error):
+                raise
+            raise RedisConnectionError("the connection was closed") from error
 
 
 def _context(parts: dict[str, Any]) -> ssl.SSLContext:

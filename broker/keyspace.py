@@ -90,16 +90,18 @@ TABLE = (
         "submit.lua, claim.lua, release.lua, cancel.lua, expire.lua, publish.lua",
         "a run: `state` (queued, running, completed, failed, cancelled), `endpoint`, `name`, `connection`, `attempt`, "
         "`spared` (attempts that do not count), `attempts` (at most), `since` (the workspace's position before it), "
-        "`deadline` (ms), `call` that started it, `entry` in the queue, `holder`, "
-        "`cancel`, and until its end `body`: its JSON"),
+        "`deadline` (ms), `call` that started it, `digest` of what was asked for, `served` (1: its workflow was, when "
+        "it was accepted), `entry` in the queue, `holder`, `cancel`, and until its end `body`: its JSON"),
+    Row("end:{workspace}:<execution>", "string", "`log_seconds` after the run's end", "publish.lua",
+        "the event that ended a run: its position, a space, and the event as in the log, which may let it go before"),
     Row("queued:{workspace}", "sorted set", "2 days after the last run",
         "submit.lua, claim.lua, release.lua, cancel.lua, expire.lua",
         "the runs of all endpoints that wait, by the time (ms) at which their keys expire"),
     Row("held:{workspace}:<endpoint>", "sorted set", "2 days after the last run or beat of a worker",
         "claim.lua, beat_runs.lua, release.lua, cancel.lua, expire.lua, publish.lua",
         "the runs that somebody holds or that wait for a retry, by the time (ms) when they go back to the queue"),
-    Row("served:{workspace}:<endpoint>", "sorted set", "15 s after the last beat of a worker", "beat_runs.lua",
-        "the workflows that workers serve, by the time (ms) until which that holds"),
+    Row("served:{workspace}:<endpoint>", "sorted set", "75 s after the last beat of a worker", "beat_runs.lua",
+        "the workflows that workers serve, by the time (ms) until which that holds; each for a minute longer"),
     Row("returned:{workspace}:<endpoint>", "string", "5 s", "beat_runs.lua",
         "no worker was heard for a while, and one is again: as long as it is there, no run is taken over"),
     Row("cancels:{workspace}:<endpoint>", "stream", "1 min after the last", "cancel.lua",
@@ -204,6 +206,9 @@ class Keyspace:
 
     def run(self, workspace: str, execution: str) -> str:
         return f"{self.prefix}:run:{{{workspace}}}:{execution}"
+
+    def end(self, workspace: str, execution: str) -> str:
+        return f"{self.prefix}:end:{{{workspace}}}:{execution}"
 
     def queued(self, workspace: str) -> str:
         return f"{self.prefix}:queued:{{{workspace}}}"

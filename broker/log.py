@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from .errors import Unavailable
 from .events import Carried, unpack
 from .keyspace import Keyspace
-from .positions import START, Position, parse
+from .positions import START, Position, order, parse
 
 logger = logging.getLogger("trunkline.log")
 
@@ -21,7 +21,7 @@ MAX_PAGE_EVENTS = 500
 
 
 class Bounds(NamedTuple):
-    """Where a reader may start: is its position valid, is it an entry of the log, and what is the oldest one there?"""
+    """Where a reader may start: is its position valid, does the log go on entry by entry from it, its oldest entry."""
 
     is_valid: bool
     is_entry: bool
@@ -79,6 +79,17 @@ class Log:
             raise Unavailable(f"cannot read positions: {error}") from error
         return Position(position.decode()) if position else START
 
+    async def ends(self, workspace: str, executions: Collection[str]) -> list[Carried]:
+        """The last events of those runs that have ended, in their order, also where the log has let them go."""
+        keys = [self._keys.end(workspace, execution) for execution in executions]
+        try:
+            found: Any = await self._redis.mget(keys) if keys else []
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"cannot read how runs ended: {error}") from error
+        entries = [entry.partition(b" ") for entry in found if entry is not None]
+        events = [unpack(b"{" + event, workspace, position=position.decode()) for position, _, event in entries]
+        return sorted(events, key=lambda event: order(event.id or START))
+
     async def oldest(self, workspace: str) -> Position | None:
         """The oldest position in the log."""
         return (await self.bounds(workspace, START)).oldest
@@ -86,8 +97,8 @@ class Log:
     async def bounds(self, workspace: str, since: str, agents: Collection[str] = ()) -> Bounds:
         """Is `since` a position that history can go on from?
 
-        It is when its entry is in the log, or when it is the newest of the workspace, or of all `agents` (the ones that
-        a filter pins) together. `START` is when the log was never cut.
+        It is when its entry is in the log, or was just before the oldest one, or when it is the newest of the
+        workspace, or of all `agents` (the ones that a filter pins) together. `START` is when the log was never cut.
         """
         numbers = parse(since)
         try:
@@ -111,6 +122,8 @@ class Log:
                 return Bounds(True, False, oldest)  # they never said anything
             never_cut = b'"prev":"%s"' % START.encode() in first[0][1].get(b"e", b"")[:32] if first else newest is None
             return Bounds(never_cut, False, oldest)
+        # What is left begins just behind it: nothing is missing, though the entry itself has been let go.
+        is_entry = bool(entry) or (bool(first) and first[0][1].get(b"e", b"").startswith(b'"prev":"%d-%d"' % numbers))
         is_newest = newest is not None and parse(newest.decode()) == numbers
         is_newest_of_agents = numbers == max((parse(head.decode()) or (0, 0) for head in heads if head), default=None)
-        return Bounds(bool(entry) or is_newest or is_newest_of_agents, bool(entry), oldest)
+        return Bounds(is_entry or is_newest or is_newest_of_agents, is_entry, oldest)

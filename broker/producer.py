@@ -48,11 +48,12 @@ Promise = asyncio.Future[Position | None]
 class Fence(NamedTuple):
     """Lets an event pass only while `holder` holds the run; an event that ends the run says in which `state`.
 
-    `run` and `held` are the keys of the run and of its endpoint's leases.
+    `run`, `held` and `end` are the keys of the run, of its endpoint's leases and of the event that ends the run.
     """
 
     run: str
     held: str
+    end: str
     holder: str
     execution: str
     state: str = ""
@@ -115,7 +116,7 @@ class Producer:
             if fence is not None:
                 if fence.run not in runs:
                     runs[fence.run] = len(keys) + 1
-                    keys += (fence.run, fence.held)
+                    keys += (fence.run, fence.held, fence.end)
                 kind = fence.kind(runs[fence.run])
             arguments += (index[packed.agent], kind, packed.stamp + packed.rest)
         if self._sha is None:

@@ -216,9 +216,10 @@ class Connection:
 
     def gap(self, gap: Gap) -> None:
         """Events of what this client watches are lost for good."""
-        if self._following.watch is not None and not self._following.watch.runs:
+        if self.watch is not None and not self.watch.runs:
             return  # it waits for none
-        self.perform(self.session.gap(gap.workspace, gap.since, gap.oldest, is_reset=gap.is_reset))
+        is_harmless = gap.is_reset and self.watch is None  # with its history Redis has lost the runs
+        self.perform(self.session.gap(gap.workspace, gap.since, gap.oldest, is_reset=is_harmless))
 
     # -- actions
 
@@ -411,7 +412,7 @@ class Connection:
     def _execute(self, request: RunRequest) -> None:
         watch = self._following.watch
         assert watch is not None
-        if self.is_stuck or not (self._node.has_redis or isinstance(request, ResumeRuns)):
+        if self.is_stuck or not (self._node.is_redis_up or isinstance(request, ResumeRuns)):
             self._node.executions.refuse(self, request, UNAVAILABLE)  # done late, it would be a surprise
         else:
             self.wait(self._node.executions.perform(self, watch, request))

@@ -84,6 +84,10 @@ Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
   watch events:
 {program} tail --workspace {demo.WORKSPACE} {where}
 
+  run a workflow of your own (README, "Workflows"):
+{program} key create --endpoint my-shop --workspace {demo.WORKSPACE} {where}
+{program} worker shop:worker {where}
+
   publish one:
 {program} publish --workspace {demo.WORKSPACE} --agent agent-123 {where} {example}
 

@@ -6,20 +6,21 @@ running already; then it is followed from its beginning, which the log still has
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from broker.broker import Broker
 from broker.errors import Invalid, QueueFull, TrunklineError, Unavailable, UnknownWorkflow
-from broker.positions import before, order
+from broker.events import Carried, Event, pack, unpack
+from broker.patience import pause
+from broker.positions import START, before, order, parse
 from broker.runs import Runs, Submitted, execution_id
 
 from .groups import Watch
 from .hub import Hub
 from .messages import CancelRun, GapSaid, Notice, ResumeRuns, RunRequest, StartRun
 from .metrics import Metrics
-from .reasons import INVALID_MESSAGE, RUN_UNKNOWN, TOO_MANY_RUNS, UNAVAILABLE, WORKFLOW_UNKNOWN, Reason
+from .reasons import EVENTS_LOST, INVALID_MESSAGE, RUN_UNKNOWN, TOO_MANY_RUNS, UNAVAILABLE, WORKFLOW_UNKNOWN, Reason
 from .settings import Settings
 
 _REASONS: dict[type[TrunklineError], Reason] = {
@@ -30,10 +31,11 @@ _REASONS: dict[type[TrunklineError], Reason] = {
 }
 RUNNING = ("queued", "running")
 
-# Runs past their deadline that are looked after at a time; seconds past it, and until the next time.
-MAX_EXPIRED = 20
+# A run is looked after so long past its deadline, and then from time to time; when it has ended, its last event is here
+# within `HEARD_SECONDS`.
 LATE_SECONDS = 2.0
-AGAIN_SECONDS = 5.0
+AGAIN_SECONDS = 10.0
+HEARD_SECONDS = 5.0
 
 
 class Client(Protocol):
@@ -90,6 +92,7 @@ class Executions:
         key = run.metadata.get("idempotency_key")
         execution = execution_id(watch.endpoint, run.connection or "", key)
         if execution in watch.runs or execution in watch.ended:
+            await self._submit(watch, run, execution)  # something else under the same key is refused
             return "known"
         may_be_known = key is not None and run.connection is not None
         self._hub.add_run(watch, execution, self._now + self._settings.run_seconds, is_in_doubt=may_be_known)
@@ -105,7 +108,9 @@ class Executions:
                 watch.runs[execution] = submitted.deadline
         else:
             self._hub.drop_run(watch, execution)
-            await client.catch_up({execution: submitted.deadline}, submitted.since)
+            ended = [execution] if await self._log.ends(watch.workspace, [execution]) else []
+            await self._catch_up(client, watch, {execution: submitted.deadline}, submitted.since)
+            await self._tell_ends(watch, ended, None)
         return "started" if submitted.is_new else "known"
 
     async def _submit(self, watch: Watch, run: StartRun, execution: str) -> Submitted:
@@ -128,6 +133,7 @@ class Executions:
         if execution in watch.runs:
             outcome = await self._runs.cancel(watch.workspace, execution)
         if outcome == "unknown":
+            self._hub.drop_run(watch, execution)
             client.refused(CancelRun(execution), RUN_UNKNOWN, "")
         return outcome
 
@@ -135,14 +141,28 @@ class Executions:
         found = await self._runs.of_connection(watch.workspace, watch.endpoint, request.connection)
         fresh = [run for run in found if run.id not in watch.runs and run.id not in watch.ended]
         deadlines = {run.id: run.deadline for run in fresh}
-        if request.since is not None:
-            await client.catch_up(deadlines, request.since)
+        if request.since is None:
+            if fresh:
+                await self._catch_up(client, watch, deadlines, min((run.since for run in fresh), key=order))
         elif fresh:
-            await self._catch_up(client, watch, deadlines, min((run.since for run in fresh), key=order))
-        for run in fresh:
-            if run.state not in RUNNING and run.id in watch.runs:
-                self._hub.end_run(watch, run.id)
+            await client.catch_up(deadlines, request.since)
+        else:
+            bounds = await self._log.bounds(watch.workspace, request.since, (watch.endpoint,))
+            if not bounds.is_valid:
+                client.say(GapSaid(watch.workspace, request.since, bounds.oldest))
+        await self._tell_ends(watch, [run.id for run in fresh if run.state not in RUNNING], request.since)
         return "resumed"
+
+    async def _tell_ends(self, watch: Watch, ended: Iterable[str], since: str | None) -> None:
+        """Of runs that had ended before they were followed: the end itself, where the log had let it go."""
+        left = [run for run in ended if run in watch.runs]
+        heard = parse(since or START) or (0, 0)
+        for event in await self._log.ends(watch.workspace, left):
+            if order(event.id or START) > heard:
+                watch.deliver([event], time.monotonic())
+        for run in left:
+            if run in watch.runs:
+                self._hub.end_run(watch, run)
 
     async def _catch_up(self, client: Client, watch: Watch, deadlines: Mapping[str, float], since: str) -> None:
         """Follow runs from their beginning. What the log has let go is a gap, and does not hide what is still there."""
@@ -158,28 +178,41 @@ class Executions:
     def tick(self, watches: Iterable[Watch], now: float) -> None:
         """End what is past its deadline, which its worker does as long as one lives. `now` is Redis' time."""
         self._now = now
-        for watch in watches:
-            for run, deadline in list(islice(watch.runs.items(), MAX_EXPIRED)):
-                if deadline + LATE_SECONDS <= now and len(self._expiring) < MAX_EXPIRED:
-                    self._put_off(watch, run)
-                    task = asyncio.create_task(self._expire(watch, run))
-                    self._expiring.add(task)
-                    task.add_done_callback(self._expiring.discard)
+        late = [
+            (watch, run) for watch in watches for run, deadline in watch.runs.items() if deadline + LATE_SECONDS <= now
+        ]
+        for watch, run in late:
+            watch.runs[run] = now + AGAIN_SECONDS
+        if late:
+            task = asyncio.create_task(self._expire(late))
+            self._expiring.add(task)
+            task.add_done_callback(self._expiring.discard)
 
-    def _put_off(self, watch: Watch, run: str) -> None:
-        """Behind all others: it is looked after again later."""
-        del watch.runs[run]
-        watch.runs[run] = self._now + AGAIN_SECONDS
-
-    async def _expire(self, watch: Watch, run: str) -> None:
+    async def _expire(self, late: Sequence[tuple[Watch, str]]) -> None:
+        ended = []
         try:
-            has_ended = await self._runs.expire(watch.workspace, run)
+            for watch, run in late:
+                if await self._runs.expire(watch.workspace, run):
+                    ended.append((watch, run))
         except Unavailable:
-            return
-        if has_ended:
-            # Its last event is on its way, unless it never was.
-            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._forget, watch, run)
+            pass  # they come again
+        await pause(HEARD_SECONDS)
+        for watch, run in ended:
+            if run in watch.runs and await self._is_lost(watch, run):
+                watch.deliver([_lost(watch, run)], time.monotonic())
+                self._hub.end_run(watch, run)
 
-    def _forget(self, watch: Watch, run: str) -> None:
-        if run in watch.runs:
-            self._hub.end_run(watch, run)
+    async def _is_lost(self, watch: Watch, run: str) -> bool:
+        """True when nobody knows how a run ended: Redis has lost it. Its client must not wait for ever."""
+        try:
+            return not await self._log.ends(watch.workspace, [run]) and run in watch.runs
+        except Unavailable:
+            return False
+
+
+def _lost(watch: Watch, run: str) -> Carried:
+    """The end of a run of which nothing is known any more: for who follows it here, and not in the log."""
+    error = {"code": EVENTS_LOST.code, "message": "what became of the run is not known any more"}
+    data = {"execution_id": run, "error": error}
+    packed = pack(Event(type="execution_failed", workspace_id=watch.workspace, agent_id=watch.endpoint, data=data))
+    return unpack(b"{" + packed.stamp + packed.rest, watch.workspace)

@@ -6,7 +6,6 @@ newest of what its members take at intervals of their own, a `Watch` has the run
 `Tap` hands events on as they are.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -162,7 +161,7 @@ class Watch(Group):
         super().__init__(member, variant, frozenset((self.only(()),)), deliveries, 0.0)
         self._on_end = on_end
         self.runs: dict[str, float] = {}
-        self.ended: deque[str] = deque(maxlen=MAX_ENDED)
+        self.ended: dict[str, None] = {}
         self.in_doubt: set[str] = set()
         self.missed: set[str] = set()
 
@@ -187,7 +186,8 @@ class Watch(Group):
     def note(self, events: Iterable[Carried]) -> None:
         """These were written to the member."""
         for event in events:
-            if event.type in RUN_ENDS and event.execution_id in self.runs:
+            # One without a position is somebody's PUBLISH: a run says its end in the log.
+            if event.type in RUN_ENDS and event.id is not None and event.execution_id in self.runs:
                 self._on_end(self, event.execution_id)
 
 

@@ -16,7 +16,7 @@ from broker.filters import Filter
 from broker.lines import Gap, Want
 
 from .dialects.base import Variant
-from .groups import Deliveries, Group, Member, Sample, Take, Tap, Watch
+from .groups import MAX_ENDED, Deliveries, Group, Member, Sample, Take, Tap, Watch
 from .messages import Interest
 
 logger = logging.getLogger("trunkline.hub")
@@ -175,13 +175,15 @@ class Hub:
     def drop_run(self, watch: Watch, run: str) -> None:
         """Deliver nothing of a run, as if it had not been added."""
         self.settle_run(watch, run)
-        del watch.runs[run]
-        self._remove(watch, watch.only((run,)))
+        if watch.runs.pop(run, None) is not None:
+            self._remove(watch, watch.only((run,)))
 
     def end_run(self, watch: Watch, run: str) -> None:
         """Nothing more comes of a run."""
         self.drop_run(watch, run)
-        watch.ended.append(run)
+        watch.ended[run] = None
+        if len(watch.ended) > MAX_ENDED:
+            del watch.ended[next(iter(watch.ended))]
 
     def sample(self, member: Member, variant: Variant, interest: Interest, now: float) -> None:
         """Keep the newest of `interest` for `member`, besides its group; without an interest nothing is kept."""

@@ -168,7 +168,7 @@ class Node(Taker):
         assert admission.knock is not None
         dialect = admission.dialect.name
         try:
-            if not self.has_redis:
+            if not self.is_redis_up:
                 raise Refused(UNAVAILABLE)
             entry = await self.door.open(dialect, self.limits[dialect], admission.knock)
         except Refused as refused:

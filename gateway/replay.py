@@ -115,6 +115,8 @@ class Replays:
         # Only while nothing is being healed does a position say what was handed on.
         while held := [name for name in _workspaces(follow.before) if self._feed.is_held(name)]:
             await self._feed.settle(held[0])
+        if connection.is_gone:
+            return  # redis-py may have swallowed the cancellation of whoever comes here from Redis
         group = self._hub.hold(connection, variant, follow.interest, 0.0)
         resume = Resume(connection, variant, follow, group)
         for workspace in _workspaces(follow.before):

@@ -203,6 +203,7 @@ class Wire(asyncio.Protocol):
         except Exception:
             self._refuse_for_bug()
         else:
+            self._opening = None
             response.headers["Sec-WebSocket-Protocol"] = admission.knock.answer
             self._welcome(admission._replace(entry=entry), response)
             self.resume_reading()

@@ -14,7 +14,7 @@ from broker.runs.steps import Step
 
 from . import workflows
 from .agnt5 import TYPES, WHOLE, Agnt5, Message, Shop, error, execution_of, types
-from .support import SHARED
+from .wire import seed
 from .wire.helpers import progress
 
 pytestmark = pytest.mark.anyio
@@ -26,8 +26,7 @@ WORDS: Message = {"user_query": QUERY, "organization_id": "272e9e73-fe36-4ea1-ac
 
 def documented() -> set[str]:
     """The types that the document lists, as `- task_start: Task begins execution`."""
-    (seed,) = (SHARED / "seeds").glob("002_*")
-    return set(re.findall(r"^- ([a-z]+_[a-z]+): ", seed.read_text(), re.MULTILINE))
+    return set(re.findall(r"^- ([a-z]+_[a-z]+): ", "\n".join(seed.text("002")), re.MULTILINE))
 
 
 def search(worker: Worker) -> None:

@@ -21,7 +21,8 @@ from broker.runs.submitter import MAX_QUEUED
 
 from . import running
 from .agnt5 import GONE, HALF, WHOLE, Message, Shop, error, execution_of, opened, refused, types
-from .support import SHARED, Node, until
+from .support import Node, until
+from .wire import seed
 from .workflows import ENDPOINT, WORKSPACE
 
 pytestmark = pytest.mark.anyio
@@ -30,8 +31,7 @@ pytest_plugins = ["tests.agnt5_fixtures"]
 
 def seed_message() -> Message:
     """The run message of the document, "Example Message"."""
-    (seed,) = (SHARED / "seeds").glob("002_*")
-    found = re.search(r"Example Message\njson(\{.*?\n\})\n", seed.read_text(), re.DOTALL)
+    found = re.search(r"Example Message\njson(\{.*?\n\})\n", "\n".join(seed.text("002")), re.DOTALL)
     assert found
     message: Message = json.loads(found[1])
     return message

@@ -356,7 +356,7 @@ def test_no_typed_field_has_a_reserved_name_or_that_of_a_lifted_id(name: str) ->
 # What passes
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_documents_example_passes_and_each_of_its_fields_is_typed(name: str) -> None:
     assert plain(decode(name, lifted(name))) == lifted(name)
 
@@ -415,7 +415,7 @@ def test_required_is_what_the_event_means_nothing_without(name: str) -> None:
         assert refusal(name, without) == f"Object missing required field `{field}`"
 
 
-@pytest.mark.parametrize(("name", "field"), [(name, field) for name in REQUIRED for field in REQUIRED[name]])
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name in REQUIRED for field in sorted(REQUIRED[name])])
 @pytest.mark.parametrize("wrong", [True, [], None])
 def test_a_wrong_type_in_a_required_field_is_refused_with_its_path(name: str, field: str, wrong: Any) -> None:
     assert refusal(name, lifted(name) | {field: wrong}).endswith(f"at `$.{field}`")
@@ -423,7 +423,7 @@ def test_a_wrong_type_in_a_required_field_is_refused_with_its_path(name: str, fi
 
 @pytest.mark.parametrize(
     ("name", "field", "member"),
-    [(name, field, member) for (name, field), members in REQUIRED_WITHIN.items() for member in members],
+    [(name, field, member) for (name, field), members in REQUIRED_WITHIN.items() for member in sorted(members)],
 )
 def test_a_wrong_or_missing_member_is_refused_with_its_path(name: str, field: str, member: str) -> None:
     whole = EXAMPLES[name][field]

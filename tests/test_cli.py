@@ -129,7 +129,7 @@ def ndjson(*lines: Any) -> bytes:
 
 
 async def test_each_command_explains_itself_and_the_settings_that_it_reads(shell: Shell) -> None:
-    commands = ("dev", "serve", "token", "publish", "tail", "key create", "key list", "key revoke")
+    commands = ("dev", "serve", "token", "publish", "tail", "worker", "key create", "key list", "key revoke")
     overall, *helps = await asyncio.gather(
         shell.run("--help"), *(shell.run(*command.split(), "--help") for command in commands)
     )

@@ -8,7 +8,7 @@ import pytest
 from broker.runs import Runs
 
 from .agnt5 import Shop, opened
-from .support import Node, until
+from .support import Node, private_redis, until
 
 pytestmark = pytest.mark.anyio
 pytest_plugins = ["tests.agnt5_fixtures"]
@@ -83,3 +83,71 @@ async def test_without_since_a_gap_does_not_hide_what_the_log_still_has(shop: Sh
             crew.go.set()
             for execution in (first, second):
                 assert (await client.end(execution))["type"] == "execution_completed"
+
+
+@pytest.mark.parametrize("way", ["resume", "since", "again"])
+async def test_who_comes_back_when_the_log_has_moved_on_hears_how_its_run_ended(shop: Shop, way: str) -> None:
+    run = {"connection_id": "ws_1", "metadata": {"idempotency_key": "once"}}
+    async with shop.crew():
+        async with shop.client() as client:
+            await client.run("echo", {"q": 1}, **run)
+            ended = await client.end()
+        await shop.broker.redis.delete(shop.broker.keys.log(shop.workspace))
+        async with shop.client(1) as client:
+            if way == "again":
+                await client.run("echo", {"q": 1}, **run)
+            else:
+                await client.resume("ws_1", "1-1" if way == "since" else None)
+            gap, *rest = await client.synchronise()
+            assert gap["type"] == "resume.gap"
+            assert rest == [ended]
+            await client.resume("ws_1")
+            assert await client.synchronise() == []
+
+
+async def test_who_has_heard_the_end_of_its_run_is_not_told_again(shop: Shop) -> None:
+    async with shop.crew():
+        async with shop.client() as client:
+            await client.run("noop", connection_id="ws_1")
+            ended = await client.end()
+        async with shop.client(1) as client:
+            await client.resume("ws_1", ended["event_id"])
+            assert await client.synchronise() == []
+
+
+async def test_a_log_that_went_away_idle_is_no_gap(shop: Shop) -> None:
+    run = {"connection_id": "ws_1", "metadata": {"idempotency_key": "once"}}
+    async with shop.crew(), shop.client() as client:
+        await client.run("noop")
+        await client.end()
+        await shop.broker.redis.delete(shop.broker.keys.log(shop.workspace))  # as it does after `log_seconds`
+        await client.run("noop", **run)
+        told = client.of((await client.end())["data"]["execution_id"])
+        async with shop.client(1) as again, shop.client(1) as back:
+            await again.run("noop", **run)
+            await back.resume("ws_1")
+            assert await again.synchronise() == await back.synchronise() == told
+
+
+async def test_a_run_that_redis_has_lost_ends_for_its_client(start_node: Callable[..., Node]) -> None:
+    with private_redis() as redis:
+        node = start_node(redis_url=redis.url, run_seconds=1)
+        async with opened([node]) as shop, shop.client() as client:
+            await client.run("noop", connection_id="ws_1")
+            await client.synchronise()
+            await shop.broker.redis.flushall()
+            ended = await client.end(seconds=20)
+            assert ended["type"] == "execution_failed"
+            assert ended["data"]["details"]["error"]["code"] == "EVENTS_LOST"
+            assert "event_id" not in ended
+
+
+async def test_hundreds_of_runs_end_soon_after_their_deadline(start_node: Callable[..., Node]) -> None:
+    node = start_node(run_seconds=1, max_messages_per_second=-1)
+    async with opened([node]) as shop, shop.client() as client:
+        for number in range(300):
+            await client.run("noop", connection_id=f"ws_{number % 7}")
+        began = time.monotonic()
+        for _ in range(300):
+            await client.end()
+        assert time.monotonic() - began < 8

@@ -849,5 +849,5 @@ def test_a_watch_remembers_the_last_runs_that_ended_and_not_all() -> None:
     for number in range(groups.MAX_ENDED + 10):
         hub.add_run(watch, f"run-{number}", 1.0)
         hub.end_run(watch, f"run-{number}")
-    assert (watch.ended[0], len(watch.ended)) == ("run-10", groups.MAX_ENDED)
+    assert (next(iter(watch.ended)), len(watch.ended)) == ("run-10", groups.MAX_ENDED)
     assert not hub._indexes

@@ -31,6 +31,7 @@ KINDS: dict[str, Callable[[str, str], str]] = {
     "election:{workspace}": lambda workspace, _: KEYS.election(workspace),
     "runs:{workspace}:<endpoint>": KEYS.runs,
     "run:{workspace}:<execution>": KEYS.run,
+    "end:{workspace}:<execution>": KEYS.end,
     "queued:{workspace}": lambda workspace, _: KEYS.queued(workspace),
     "held:{workspace}:<endpoint>": KEYS.held,
     "served:{workspace}:<endpoint>": KEYS.served,

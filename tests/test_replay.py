@@ -151,3 +151,14 @@ async def test_a_position_that_is_newer_than_the_feed_loses_nothing_of_what_was_
         await replays.resume(cast(Any, client), FLAT, follow, None)
         owed = [e for n, e in enumerate(events) if n > (at if e.agent_id == "a" else since)]
         assert client.written == b"".join(frame_of(event, FLAT) or b"" for event in owed)
+
+
+async def test_who_has_gone_meanwhile_leaves_nothing_in_the_hub(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        hub = Hub()
+        client = Watching(hub)
+        client.is_gone = True  # redis-py swallowed the cancellation that told it so
+        replays = Replays(broker.log, cast(Any, LateFeed(hub, START, [])), hub, Metrics())
+        a = frozenset({Filter(workspaces=frozenset({"ws-456"}))})
+        await replays.resume(cast(Any, client), FLAT, Follow(a, a, frozenset(), {"ws-456": START}), None)
+        assert hub.groups == 0

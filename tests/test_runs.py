@@ -179,6 +179,42 @@ async def test_a_run_remembers_what_was_said_before_it_and_when_it_is_to_end(cli
     assert seconds + microseconds / 1e6 + 18 < first.deadline < second.deadline - 9
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("chance", {}),
+        ("sleep", {"seconds_": 2}),
+        ("sleep", {"seconds_": 1.0}),
+        ("sleep", {"filters": {"a": 1, "c": 2}}),
+    ],
+    ids=["name", "value", "number", "member"],
+)
+async def test_a_key_that_was_used_for_another_run_is_refused(client: Client, name: str, more: dict[str, Any]) -> None:
+    words: dict[str, Any] = {"seconds_": 1, "filters": {"a": 1, "b": [{"c": 1, "d": 2}]}}
+    first = await client.start(key="k1", **words)
+    other_order = {"filters": {"b": [{"d": 2, "c": 1}], "a": 1}, "seconds_": 1}
+    assert await client.start(key="k1", **other_order) == first._replace(is_new=False)
+    with pytest.raises(Invalid, match="was used for another run") as invalid:
+        await client.start(name, key="k1", **words | more)
+    assert invalid.value.path == "metadata.idempotency_key"
+    await client.runs.cancel(WORKSPACE, first.execution_id)  # its end forgets nothing of this
+    assert await client.start(key="k1", **words) == first._replace(is_new=False)
+    with pytest.raises(Invalid):
+        await client.start(name, key="k1", **words | more)
+    assert len(await client.runs.of_connection(WORKSPACE, ENDPOINT, "ws_1")) == 1
+
+
+async def test_other_metadata_under_one_key_are_another_run(client: Client) -> None:
+    async def start(**metadata: Any) -> Any:
+        said = {"idempotency_key": "k1"} | metadata
+        return await client.runs.submit(WORKSPACE, ENDPOINT, "sleep", {}, said, "ws_1", seconds=60, max_attempts=3)
+
+    assert (await start(user="u1")).is_new
+    assert not (await start(user="u1")).is_new
+    with pytest.raises(Invalid, match="another run"):
+        await start(user="u2")
+
+
 async def test_a_full_queue_refuses_and_starts_nothing(client: Client) -> None:
     small = Client(client.broker, max_queued=2)
     await small.start()
@@ -197,6 +233,27 @@ async def test_a_name_that_no_live_worker_serves_is_refused_but_without_workers_
     assert (await client.start("chance")).is_new
     # Its worker has died: what it served is not remembered for long.
     await until(lambda: _starts(client, "anything"))
+
+
+async def test_what_was_served_until_a_moment_ago_is_accepted_though_others_live(client: Client, queue: Queue) -> None:
+    other = Queue(client.broker.redis, client.broker.keys, WORKSPACE, ENDPOINT)
+    await queue.beat(["sleep"], (), ())
+
+    async def is_away() -> bool:
+        await other.beat(["chance"], (), ())
+        seconds, microseconds = await client.broker.redis.time()
+        until_ms = await client.broker.redis.zscore(client.broker.keys.served(WORKSPACE, ENDPOINT), "sleep")
+        return bool(until_ms < seconds * 1000 + microseconds / 1000)
+
+    await until(is_away)
+    started = await client.start("sleep")
+    assert await client.broker.redis.hget(client.broker.keys.run(WORKSPACE, started.execution_id), "served") == b"1"
+
+    async def is_refused() -> bool:
+        await other.beat(["chance"], (), ())
+        return not await _starts(client, "sleep")
+
+    await until(is_refused)
 
 
 async def _starts(client: Client, name: str) -> bool:
@@ -365,7 +422,7 @@ async def test_after_a_silence_of_all_workers_those_who_held_runs_come_first(cli
     await asyncio.sleep(1.1)
     assert await due() == [ready]  # nobody was heard, and the lease has ended
     assert await queue.claim([ready], ["h3"]) == [None]
-    await queue.release(execution, "h2", is_spared=True, seconds=0)  # in time
+    await queue.release(execution, "h2", "spared", seconds=0)  # in time
     assert (await taken("h3"))[0].tries == 2
 
     await asyncio.sleep(1.1)
@@ -404,16 +461,45 @@ async def test_what_is_given_back_waits_again_and_a_spared_attempt_does_not_coun
     execution = (await client.start()).execution_id
     ready = Ready("", execution)
     await queue.claim([ready], ["h1"])
-    await queue.release(execution, "h9", is_spared=True, seconds=0)  # not its own
+    await queue.release(execution, "h9", "spared", seconds=0)  # not its own
     assert await client.state(execution) == "running"
-    await queue.release(execution, "h1", is_spared=True, seconds=0)
+    await queue.release(execution, "h1", "spared", seconds=0)
     (second,) = await queue.claim([ready], ["h2"])
     assert second is not None
     assert (second.attempt, second.tries) == (2, 1)
-    await queue.release(execution, "h2", is_spared=False, seconds=0.3)
+    await queue.release(execution, "h2", "counted", seconds=0.3)
     assert await queue.claim([ready], ["h3"]) == [None]  # not yet
     (third,) = await until(lambda: _claims(queue, ready))
     assert (third.attempt, third.tries) == (3, 2)
+
+
+async def test_a_claim_says_who_serves_the_workflow(client: Client, queue: Queue) -> None:
+    async def served(execution: str, holder: str) -> str:
+        (claimed,) = await queue.claim([Ready("", execution)], [holder])
+        assert claimed is not None
+        assert claimed.attempt == 1
+        return claimed.served
+
+    unheard = (await client.start()).execution_id
+    assert await served(unheard, "h1") == ""
+    await queue.release(unheard, "h1", "unbegun", seconds=0)
+    await queue.beat(["sleep"], (), ())
+    assert await served(unheard, "h2") == "live"
+    await queue.release(unheard, "h2", "unbegun", seconds=0)
+    noted = (await client.start()).execution_id
+    await until(lambda: _is_forgotten(client))
+    assert await served(unheard, "h3") == ""
+    assert await served(noted, "h3") == "before"
+
+    # Who has begun it knew its workflow.
+    await queue.release(unheard, "h3", "spared", seconds=0)
+    (begun,) = await queue.claim([Ready("", unheard)], ["h4"])
+    assert begun is not None
+    assert (begun.served, begun.attempt, begun.tries) == ("before", 2, 1)
+
+
+async def _is_forgotten(client: Client) -> bool:
+    return not await client.broker.redis.exists(client.broker.keys.served(WORKSPACE, ENDPOINT))
 
 
 async def _claims(queue: Queue, ready: Ready) -> list[Any]:
@@ -450,7 +536,7 @@ async def test_a_run_that_is_given_back_while_it_is_cancelled_does_not_wait_for_
     ready = Ready("", execution)
     await queue.claim([ready], ["h1"])
     assert await client.runs.cancel(WORKSPACE, execution) == "told"
-    await queue.release(execution, "h1", is_spared=False, seconds=60)
+    await queue.release(execution, "h1", "counted", seconds=60)
     (claimed,) = await queue.claim([ready], ["h2"])
     assert claimed is not None
     assert claimed.is_cancelled
@@ -519,7 +605,7 @@ async def test_a_run_past_its_deadline_is_its_holders_to_end_until_its_lease_doe
 async def test_a_run_whose_retry_is_not_due_yet_is_ended_past_its_deadline(client: Client, queue: Queue) -> None:
     execution = (await client.start(seconds=0.2)).execution_id
     await queue.claim([Ready("", execution)], ["h1"])
-    await queue.release(execution, "h1", is_spared=False, seconds=60)
+    await queue.release(execution, "h1", "counted", seconds=60)
     await until(lambda: client.runs.expire(WORKSPACE, execution))
     assert await client.is_left_nothing()
 
@@ -563,8 +649,8 @@ async def test_the_runs_that_wait_are_counted_over_all_endpoints(client: Client,
     assert await waiting() == 4
     await queue.claim([Ready("", one), Ready("", two), Ready("", one)], ["h1", "h1", "h9"])
     assert await waiting() == 2
-    await queue.release(one, "h1", is_spared=True, seconds=0)
-    await queue.release(two, "h1", is_spared=False, seconds=60)
+    await queue.release(one, "h1", "spared", seconds=0)
+    await queue.release(two, "h1", "counted", seconds=60)
     assert await waiting() == 4
     for execution in (one, two, three):
         await client.runs.cancel(WORKSPACE, execution)

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pytest
 from broker import Event, Invalid, Retry, Run, Unavailable, Worker
 from broker.catalog import CATALOG
 from broker.runs.attempt import backoff
+from broker.runs.exchange import Fate
 from broker.runs.parameters import Parameters
 from broker.runs.queue import Queue
 from broker.runs.steps import Step
@@ -384,7 +386,10 @@ async def test_a_result_that_cannot_be_told_fails_the_run(client: Client, make: 
         assert events[-1].data["error"]["code"] == "INVALID_OUTPUT"
         assert_paired(events)
         events = await told(client, "odd", where="step")
-        assert events[-1].data["error"]["code"] == "INVALID"
+        errors = [event.data["error"] for event in events if "error" in event.data]
+        assert {error["code"] for error in errors} == {"INVALID_OUTPUT"}
+        assert all(error["message"].startswith("output: ") for error in errors)
+        assert kinds(events)[-3:] == ["tool_error", "workflow_error", "execution_failed"]
         assert_paired(events)
 
 
@@ -422,7 +427,7 @@ async def test_a_workflow_nobody_serves_fails_and_one_that_another_serves_waits_
     make: Hire,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("broker.runs.attempt.UNSERVED_SECONDS", 0.1)
+    monkeypatch.setattr("broker.runs.attempt.ELSEWHERE_SECONDS", 0.1)
     old, new = make(), make()
 
     @old.workflow("old")
@@ -440,6 +445,88 @@ async def test_a_workflow_nobody_serves_fails_and_one_that_another_serves_waits_
                 assert kinds(await told(client, "new", max_attempts=1))[-1] == "execution_completed"
 
 
+async def test_a_run_waits_for_the_workers_of_its_workflow_while_others_live(
+    client: Client,
+    make: Hire,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.runs.attempt.AWAY_SECONDS", 0.1)
+    release, given_back = Queue.release, Counter[tuple[str, str]]()
+
+    async def count(queue: Queue, execution: str, holder: str, attempt: Fate, *, seconds: float) -> None:
+        given_back[(execution, attempt)] += 1
+        await release(queue, execution, holder, attempt, seconds=seconds)
+
+    monkeypatch.setattr(Queue, "release", count)
+    other, ours, again = make(), make(), make()
+    other.workflow("other")(_nothing)
+
+    async def nap(run: Run, seconds: float) -> int:
+        await asyncio.sleep(seconds if run.attempt == 1 else 0)
+        return run.attempt
+
+    ours.workflow("nap")(nap)
+    again.workflow("nap")(nap)
+    async with working(other):
+        async with working(ours):
+            await until(lambda: client.broker.redis.zscore(client.broker.keys.served(WORKSPACE, ENDPOINT), "nap"))
+            begun = await _nap(client, 60)
+            await until(lambda: _says(client, begun, "workflow_start"))
+        waiting = await _nap(client, 0)
+        await until(lambda: _is_unserved(client))
+        given_back.clear()
+        await until(lambda: {given_back[(begun, "unbegun")] > 2, given_back[(waiting, "unbegun")] > 2} == {True})
+        async with working(again):
+            assert (await client.end(begun)).data["output"] == 2
+            assert (await client.end(waiting)).data["output"] == 1
+
+
+async def _nap(client: Client, seconds: float) -> str:
+    terms: dict[str, Any] = {"seconds": 60, "max_attempts": 1}
+    return (await client.runs.submit(WORKSPACE, ENDPOINT, "nap", {"seconds": seconds}, {}, None, **terms)).execution_id
+
+
+async def _is_unserved(client: Client) -> bool:
+    return await client.broker.redis.zscore(client.broker.keys.served(WORKSPACE, ENDPOINT), "nap") is None
+
+
+async def test_a_run_that_its_workers_leave_alone_ends_at_its_deadline(
+    client: Client,
+    make: Hire,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.runs.attempt.AWAY_SECONDS", 0.1)
+    other = make()
+    other.workflow("other")(_nothing)
+    await Queue(client.broker.redis, client.broker.keys, WORKSPACE, ENDPOINT).beat(["nap"], (), ())
+    async with working(other):
+        execution = (await client.start("nap", seconds=2.5)).execution_id
+        end = await client.end(execution)
+    assert end.data["error"]["code"] == "DEADLINE_EXCEEDED"
+    assert kinds(await client.events(execution)) == ["execution_failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(SystemExit(3), "SYSTEM_EXIT"), (KeyboardInterrupt(), "KEYBOARD_INTERRUPT")]
+)
+async def test_a_workflow_that_would_end_its_program_ends_its_run_alone(
+    client: Client, make: Hire, error: BaseException, code: str
+) -> None:
+    worker = make()
+
+    @worker.workflow("leave")
+    async def leave(run: Run) -> None:
+        async with run.task("leave"):
+            raise error
+
+    worker.workflow("noop")(_nothing)
+    async with working(worker):
+        events = await told(client, "leave")
+        assert kinds(events)[-3:] == ["task_error", "workflow_error", "execution_failed"]
+        assert {event.data["error"]["code"] for event in events[-3:]} == {code}
+        assert kinds(await told(client, "noop"))[-1] == "execution_completed"
+
+
 async def test_what_a_workflow_raises_is_logged_by_its_place_and_not_its_words(
     client: Client,
     make: Hire,
@@ -449,13 +536,39 @@ async def test_what_a_workflow_raises_is_logged_by_its_place_and_not_its_words(
 
     @worker.workflow("bad")
     async def bad(run: Run, query: str) -> None:
-        raise ValueError(query)
+        _refuse(query)
 
     with caplog.at_level(logging.DEBUG, "trunkline"):
         async with working(worker):
             await told(client, "bad", query="my secret")
-    assert "a run of bad failed: ValueError at" in caplog.text
-    assert "test_worker.py" in caplog.text
+    assert re.search(
+        r"run exec_\w+ of bad failed: ValueError at \S+:\d+ bad, \S+test_worker.py:\d+ _refuse\n", caplog.text
+    )
+    assert "secret" not in caplog.text
+
+
+def _refuse(query: str) -> None:
+    raise ValueError(query)
+
+
+async def test_what_is_wrong_with_parameters_and_outputs_is_logged_without_their_words(
+    client: Client,
+    make: Hire,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = make()
+
+    @worker.workflow("odd")
+    async def odd(run: Run, query: str = "") -> Any:
+        return "x" * 300_000
+
+    with caplog.at_level(logging.INFO, "trunkline"):
+        async with working(worker):
+            await told(client, "odd", my_secret=1)
+            await told(client, "odd")
+    said = [(record.levelname, record.getMessage().split(maxsplit=2)[2]) for record in caplog.records]
+    assert ("INFO", "of odd failed: INVALID_PARAMETERS") in said
+    assert ("WARNING", "of odd failed: INVALID_OUTPUT") in said
     assert "secret" not in caplog.text
 
 
@@ -476,6 +589,95 @@ async def test_no_more_runs_at_a_time_than_was_said(client: Client, make: Hire) 
         for execution in started:
             await client.end(execution)
     assert most == 3
+
+
+# -- steps
+
+
+async def test_a_step_is_entered_once_and_told_of_while_it_is_open(client: Client, make: Hire) -> None:
+    worker = make()
+    words: list[str] = []
+
+    def note(call: Callable[[], Any]) -> None:
+        with pytest.raises(RuntimeError) as error:
+            call()
+        words.append(str(error.value))
+
+    @worker.workflow("odd")
+    async def odd(run: Run) -> None:
+        call = run.llm(model="m")
+        note(lambda: call.output(1))
+        async with call:
+            call.output(2)
+        note(lambda: call.usage(prompt_tokens=1, completion_tokens=1))
+        async with run, call:
+            pass
+
+    async with working(worker):
+        events = await told(client, "odd")
+    assert [word.split(":")[0] for word in words] == ["this llm is not open"] * 2
+    assert "usage()" in words[1]
+    assert events[-1].data["error"] == {
+        "code": "RUNTIME_ERROR", "message": "a workflow begins once: make another one for each `async with`",
+    }  # fmt: skip
+    assert_paired(events)
+    assert [event.data["output"] for event in events if event.type == "llm_end"] == [2]
+
+
+@pytest.mark.parametrize("how", ["completed", "failed"])
+async def test_steps_that_outlive_their_run_are_ended_with_it_and_heard_no_more(
+    client: Client, make: Hire, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    worker, go, over = make(), asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[None]] = []
+
+    async def outlive(run: Run, is_open: asyncio.Event) -> None:
+        async with run.task("outer") as outer, outer.tool("inner") as inner:
+            is_open.set()
+            await go.wait()
+            inner.output(1)
+            async with outer.llm(model="late") as late:
+                late.usage(prompt_tokens=1, completion_tokens=1)
+            inner.output(2)
+        over.set()
+
+    @worker.workflow("hasty")
+    async def hasty(run: Run) -> str:
+        is_open = asyncio.Event()
+        left.append(asyncio.create_task(outlive(run, is_open)))
+        await is_open.wait()
+        if how == "failed":
+            raise ValueError("in a hurry")
+        return "done"
+
+    worker.workflow("noop")(_nothing)
+    async with working(worker):
+        events = await told(client, "hasty")
+        go.set()
+        await until(over.is_set)
+        await left[0]
+        await told(client, "noop")
+        assert await client.events(events[0].data["execution_id"]) == events
+    workflow = "workflow_end" if how == "completed" else "workflow_error"
+    assert kinds(events)[-4:] == ["tool_error", "task_error", workflow, f"execution_{how}"]
+    assert [event.data["error"]["code"] for event in events[-4:-2]] == ["NOT_ENDED"] * 2
+    assert_paired(events)
+    assert "of hasty ended before steps of it did: tool, task" in caplog.text
+
+
+async def test_a_step_whose_usage_is_no_json_ends_all_the_same(client: Client, make: Hire) -> None:
+    worker = make()
+
+    @worker.workflow("odd")
+    async def odd(run: Run) -> None:
+        async with run.llm(model="m") as call:
+            call.usage(prompt_tokens=1, completion_tokens=1, total_cost=object())  # type: ignore[arg-type]
+
+    async with working(worker):
+        events = await told(client, "odd")
+    assert_paired(events)
+    assert kinds(events)[-3:] == ["llm_error", "workflow_error", "execution_failed"]
+    assert events[-1].data["error"]["code"] == "INVALID"
 
 
 # -- Redis comes and goes
@@ -625,6 +827,45 @@ async def test_a_worker_waits_for_its_endpoints_workspace_and_says_so_once(
     assert caplog.text.count("no workspace yet") == 1
 
 
+async def test_a_worker_of_another_workspace_than_its_endpoints_does_not_begin(client: Client, make: Hire) -> None:
+    await client.broker.redis.hset(client.broker.keys.endpoint(ENDPOINT), "workspace", WORKSPACE)
+    worker = make(workspace_id="ws-other")
+    worker.workflow("noop")(_nothing)
+    with pytest.raises(Invalid, match=f"belongs to '{WORKSPACE}', not to 'ws-other'"):
+        await worker.run()
+    same = make(workspace_id=WORKSPACE)
+    same.workflow("noop")(_nothing)
+    async with working(same):
+        assert kinds(await told(client, "noop"))[-1] == "execution_completed"
+
+
+async def test_what_a_worker_was_not_given_it_takes_from_run(client: Client, redis_url: str, prefix: str) -> None:
+    worker = Worker(endpoint=ENDPOINT, workspace_id=WORKSPACE)
+    worker.workflow("noop")(_nothing)
+    task = asyncio.create_task(worker.run(redis_url=redis_url, prefix=prefix, log_events=2))
+    try:
+        assert (await client.end((await client.start("noop")).execution_id)).type == "execution_completed"
+        await until(lambda: _is_short(client))
+    finally:
+        worker.stop()
+        await task
+
+
+async def _is_short(client: Client) -> bool:
+    return bool(await client.broker.redis.xlen(client.broker.keys.log(WORKSPACE)) == 2)
+
+
+async def test_what_a_worker_was_given_goes_before_what_run_is(client: Client, make: Hire) -> None:
+    worker = make()
+    worker.workflow("noop")(_nothing)
+    task = asyncio.create_task(worker.run(redis_url="redis://127.0.0.1:1/0", prefix="elsewhere"))
+    try:
+        assert (await client.end((await client.start("noop")).execution_id)).type == "execution_completed"
+    finally:
+        worker.stop()
+        await task
+
+
 async def test_a_worker_that_waits_for_its_workspace_can_be_stopped(make: Hire) -> None:
     worker = make(workspace_id=None)
     worker.workflow("noop")(_nothing)
@@ -685,6 +926,78 @@ async def test_a_worker_that_is_cancelled_hands_back_what_it_has(client: Client,
     assert await client.state(execution) == "queued"
 
 
+async def test_a_workflow_that_swallows_its_cancellation_hears_of_the_next_reason(client: Client, make: Hire) -> None:
+    worker = make()
+    heard = 0
+
+    @worker.workflow("stubborn")
+    async def stubborn(run: Run) -> None:
+        nonlocal heard
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                heard += 1
+        await asyncio.sleep(0)
+
+    async with working(worker):
+        execution = (await client.start("stubborn", seconds=2.0)).execution_id
+        await until(lambda: _says(client, execution, "workflow_start"))
+        await client.runs.cancel(WORKSPACE, execution)
+        await until(lambda: heard == 1)
+        assert (await client.end(execution)).type == "execution_cancelled"  # the first reason, at the second
+    assert heard == 2
+
+
+async def test_a_beat_that_repeats_a_cancellation_does_not_disturb_a_finally(client: Client, make: Hire) -> None:
+    worker = make()
+    is_cleaned = False
+
+    @worker.workflow("tidy")
+    async def tidy(run: Run) -> None:
+        nonlocal is_cleaned
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(1.0)  # several beats
+            is_cleaned = True
+
+    async with working(worker):
+        execution = (await client.start("tidy")).execution_id
+        await until(lambda: _says(client, execution, "workflow_start"))
+        await client.runs.cancel(WORKSPACE, execution)
+        assert (await client.end(execution)).type == "execution_cancelled"
+    assert is_cleaned
+
+
+async def test_a_worker_leaves_a_workflow_that_does_not_end_and_names_it(
+    client: Client, make: Hire, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.runs.shift.FAREWELL_SECONDS", 0.3)
+    worker, end = make(), asyncio.Event()
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    @worker.workflow("stubborn")
+    async def stubborn(run: Run) -> None:
+        tasks.append(asyncio.current_task())
+        while not end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await end.wait()
+        async with run.task("late"):
+            pass
+
+    async with working(worker) as working_:
+        execution = (await client.start("stubborn")).execution_id
+        await until(lambda: tasks)
+        worker.stop()
+        await asyncio.wait_for(working_, 5)
+        end.set()
+        await until(lambda: tasks[0] is not None and tasks[0].done())
+    [error] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert error == f"workflow stubborn does not end when it is stopped: run {execution}"
+    assert kinds(await client.events(execution)) == ["execution_started", "workflow_start"]
+
+
 # -- what cannot be
 
 
@@ -695,8 +1008,16 @@ async def test_a_function_that_cannot_be_a_workflow_is_refused_when_it_is_given(
     async def ambiguous(run: Run, first: Candidate | dict[str, int]) -> None: ...
     async def unknown(run: Run, first: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
     async def union(run: Run, first: Crm | dict[str, int] = None) -> None: ...  # type: ignore[assignment]
+    async def forgot(query: str, limit: int) -> None: ...
+    async def keyword(*, run: Run) -> None: ...
 
-    for function in (plain, nothing, positional, ambiguous, unknown, union):
+    for function in (nothing, forgot, keyword):
+        with pytest.raises(Invalid, match="expected the run first, as ") as invalid:
+            make().workflow("x")(function)
+        assert "\n" not in str(invalid.value)
+    with pytest.raises(Invalid, match=r'expected a name: @worker.workflow\("search"\)'):
+        make().workflow(_nothing)  # type: ignore[arg-type]
+    for function in (plain, positional, ambiguous, unknown, union):
         with pytest.raises(Invalid, match=function.__name__):
             make().workflow("x")(function)
     worker = make()
@@ -782,6 +1103,7 @@ def test_annotations_that_json_is_read_as(hint: Any, given: Any, got: Any) -> No
 async def test_a_worker_that_cannot_be_is_refused(make: Hire) -> None:
     for wrong in (
         {"concurrency": 0},
+        {"concurrency": "3"},
         {"endpoint": "a b"},
         {"workspace_id": "{"},
         {"prefix": ""},
@@ -807,7 +1129,7 @@ def shell(tmp_path: Path, redis_url: str, prefix: str) -> Iterator[Callable[...,
     processes: list[subprocess.Popen[str]] = []
     (tmp_path / "mine.py").write_text(
         f"""
-import asyncio
+import asyncio, time
 from broker import Run, Worker
 worker = Worker({redis_url!r}, endpoint={ENDPOINT!r}, workspace_id={WORKSPACE!r}, prefix={prefix!r})
 nothing = None
@@ -816,15 +1138,30 @@ nothing = None
 async def nap(run: Run, seconds: float) -> str:
     await asyncio.sleep(seconds)
     return "rested"
+
+bare = Worker(endpoint={ENDPOINT!r}, workspace_id={WORKSPACE!r})
+bare.workflow("nap")(nap)
+
+@bare.workflow("stubborn")
+async def stubborn(run: Run) -> None:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+@bare.workflow("block")
+async def block(run: Run) -> None:
+    time.sleep(60)
 """
     )
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
 
-    def start(where: str, **settings: Any) -> subprocess.Popen[str]:
+    def start(where: str, *flags: str, **settings: Any) -> subprocess.Popen[str]:
         root = str(Path(__file__).resolve().parents[1])
         words = {f"TRUNKLINE_{name.upper()}": str(value) for name, value in settings.items()}
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "worker", where], cwd=tmp_path, text=True,
+            [sys.executable, "-m", "gateway", "worker", where, *flags], cwd=tmp_path, text=True,
             env=os.environ | words | {"PYTHONPATH": root}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
@@ -856,10 +1193,61 @@ async def test_trunkline_worker_works_and_ends_with_status_0_when_it_is_told_to(
     assert [await client.state(execution) for execution in runs] == ["completed", "queued"]
 
 
+async def test_trunkline_worker_gives_its_worker_the_settings_that_its_module_does_not(
+    client: Client,
+    shell: Callable[..., subprocess.Popen[str]],
+    redis_url: str,
+    prefix: str,
+) -> None:
+    process = shell("mine:bare", "--prefix", prefix, redis_url=redis_url, prefix="another", log_events=2)
+    execution = await _nap(client, 0)
+    assert (await client.end(execution, 20)).type == "execution_completed"
+    await until(lambda: _is_short(client))
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(process.wait, 15) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "least"), [("stubborn", 1, 5), ("stubborn", 2, 0), ("block", 1, 5), ("block", 2, 0)]
+)
+async def test_trunkline_worker_leaves_a_workflow_that_does_not_end(
+    client: Client,
+    shell: Callable[..., subprocess.Popen[str]],
+    name: str,
+    times: int,
+    least: float,
+) -> None:
+    settings = {"redis_url": client.broker.address.url, "prefix": client.broker.keys.prefix}
+    process = shell("mine:bare", **settings, drain_seconds=0, log_format="text")
+    execution = (await client.start(name)).execution_id
+    await until(lambda: _is_held(client, execution), 20)
+    if name == "stubborn":
+        await until(lambda: _says(client, execution, "workflow_start"))
+    at = asyncio.get_running_loop().time()
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+    out, _ = await asyncio.to_thread(process.communicate, timeout=15)
+    assert process.returncode == 1
+    assert least <= asyncio.get_running_loop().time() - at < (7.5 if least else 2)
+    *before, last = out.splitlines()
+    assert "the worker leaves at once" in last
+    if (name, times) == ("stubborn", 1):
+        assert f"workflow stubborn does not end when it is stopped: run {execution}" in before[-1]
+
+
+async def _is_held(client: Client, execution: str) -> bool:
+    return await client.state(execution) == "running"
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
         ("mine", "expected module:worker"),
+        ("./mine:worker", "expected a module's name, as mine:worker, got './mine:worker'"),
+        (".mine:worker", "expected a module's name, as mine:worker, got"),
+        ("mine.py:worker", "expected a module's name, as mine:worker, got"),
+        ("lib/mine.py:worker", "expected a module's name, as lib.mine:worker, got"),
         ("absent:worker", "no module 'absent'"),
         ("mine:absent", "no Worker 'absent'"),
         ("mine:nothing", "no Worker 'nothing'"),

@@ -40,6 +40,7 @@ def quicken(set_: Any = setattr, lease_seconds: float = 1.0) -> None:
     set_(beats, "CALL_SECONDS", 0.3 * lease_seconds)
     set_(queue, "GRACE_SECONDS", 0.5 * lease_seconds)
     set_(queue, "SERVED_SECONDS", 1.5 * lease_seconds)
+    set_(queue, "REMEMBERED_SECONDS", 1.0 * lease_seconds)
     set_(queue, "RETURN_SECONDS", 1.5 * lease_seconds)
     set_(queue, "BLOCK_MS", 100)
 

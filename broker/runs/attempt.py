@@ -17,18 +17,20 @@ from redis.exceptions import RedisError
 from ..errors import Invalid
 from ..patience import pause
 from ..producer import Producer
-from .exchange import Claimed
+from .exchange import Claimed, Fate
 from .hold import Hold, Lease, Reason
 from .outbox import Outbox
 from .parameters import Parameters
 from .queue import Queue
-from .steps import Run
-from .trouble import Retry, describe, root
+from .steps import Run, Trace
+from .trouble import Retry, describe, place, root
 
 logger = logging.getLogger("trunkline.worker")
 
 RELEASE_SECONDS = 60.0
-UNSERVED_SECONDS = 1.0
+# When a worker that does not know a run's workflow gives it back: where another one lives that does, and where none is.
+ELSEWHERE_SECONDS = 1.0
+AWAY_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
@@ -50,10 +52,10 @@ class Ended(NamedTuple):
 
 
 class GivenBack(NamedTuple):
-    """The run waits again. A spared attempt does not count."""
+    """The run waits again."""
 
-    is_spared: bool
-    seconds: float
+    attempt: Fate
+    seconds: float = 0.0
 
 
 class Attempt:
@@ -61,6 +63,7 @@ class Attempt:
 
     def __init__(self, claimed: Claimed, lease: Lease, queue: Queue, producer: Producer) -> None:
         self.hold = Hold(claimed, lease, self._stopped)
+        self.name = claimed.name
         self._claimed, self._queue = claimed, queue
         fence = queue.fence(claimed)
         self._outbox = Outbox(producer, queue.workspace, queue.endpoint, fence, lambda: self.hold.stop(Reason.LOST))
@@ -69,7 +72,7 @@ class Attempt:
         """From beginning to end, whatever the workflow does."""
         try:
             if self.hold.reason in (Reason.LEAVING, Reason.LAPSED):
-                outcome: Ended | GivenBack | None = GivenBack(is_spared=True, seconds=0)  # it came too late to begin
+                outcome: Ended | GivenBack | None = GivenBack("unbegun")  # it came too late
             else:
                 outcome = judge(self._claimed, workflows) or await self._perform(workflows[self._claimed.name])
             match outcome:
@@ -88,12 +91,23 @@ class Attempt:
         try:
             parameters = workflow.parameters.check(claimed.parameters)
         except Invalid as invalid:
+            logger.info("run %s of %s failed: INVALID_PARAMETERS", claimed.execution, claimed.name)
             return _failed("INVALID_PARAMETERS", str(invalid))
-        run = Run(claimed, outbox)
+        trace = Trace(outbox)
+        run = Run(claimed, trace)
         run.begin()
         work = asyncio.create_task(_call(workflow.function, run, parameters))
         self.hold.begin(work)
-        await asyncio.wait((work,))
+        try:
+            await asyncio.wait((work,))
+            return self._outcome(run, work)
+        finally:
+            trace.is_over = True
+
+    def _outcome(self, run: Run, work: asyncio.Task[Any]) -> Ended | GivenBack | None:
+        if left := run.end_others():
+            kinds = ", ".join(left)
+            logger.warning("run %s of %s ended before steps of it did: %s", run.id, run.name, kinds)
         if work.cancelled():
             return self._interrupted(run)
         if (error := work.exception()) is not None:
@@ -107,8 +121,9 @@ class Attempt:
         try:
             run.end()
         except Invalid as invalid:
-            error = {"code": "INVALID_OUTPUT", "message": str(invalid)}
+            error = describe(invalid)
             run.fail(error)
+            logger.warning("run %s of %s failed: INVALID_OUTPUT", run.id, run.name)
             return Ended("failed", {"error": error})
         return Ended("completed", {"output": result} | run.took())
 
@@ -118,7 +133,7 @@ class Attempt:
             case Reason.CANCELLED:
                 return Ended("cancelled", run.took())
             case Reason.LEAVING | Reason.LAPSED:
-                return GivenBack(is_spared=True, seconds=0)
+                return GivenBack("spared")
             case Reason.LOST:
                 return None
             case _:  # its deadline, or it has cancelled itself
@@ -131,8 +146,8 @@ class Attempt:
         run.fail(words)
         cause = root(error)
         if isinstance(cause, Retry) and self._claimed.tries < self._claimed.max_tries:
-            return GivenBack(is_spared=False, seconds=backoff(self._claimed.tries, cause.seconds))
-        logger.warning("a run of %s failed: %s", self._claimed.name, _place(cause))
+            return GivenBack("counted", backoff(self._claimed.tries, cause.seconds))
+        logger.warning("run %s of %s failed: %s", run.id, run.name, place(cause))
         return Ended("failed", {"error": words} | run.took())
 
     def _stopped(self, reason: Reason) -> None:
@@ -145,7 +160,7 @@ class Attempt:
         if promise.cancelled():
             # Redis was away for minutes, and what it knows is in doubt: a run that has ended is not given back.
             logger.error("the end of a run could not be told")
-            await self._give_back(GivenBack(is_spared=True, seconds=0))
+            await self._give_back(GivenBack("spared"))
 
     async def _give_back(self, back: GivenBack) -> None:
         """Until Redis knows, or the run's deadline has passed: however long it is away, that uses up no attempt."""
@@ -156,7 +171,7 @@ class Attempt:
                 while True:
                     try:
                         return await self._queue.release(
-                            claimed.execution, claimed.holder, is_spared=back.is_spared, seconds=back.seconds
+                            claimed.execution, claimed.holder, back.attempt, seconds=back.seconds
                         )
                     except (RedisError, OSError):
                         await pause(seconds)
@@ -174,9 +189,11 @@ def judge(claimed: Claimed, workflows: Mapping[str, Workflow]) -> Ended | GivenB
     if claimed.tries > claimed.max_tries:
         return _failed("WORKER_LOST", f"its worker died, {claimed.max_tries} times in all")
     if claimed.name not in workflows:
-        if claimed.is_served:
-            return GivenBack(is_spared=True, seconds=UNSERVED_SECONDS)  # for another worker, of a newer version
-        return _failed("UNKNOWN_WORKFLOW", "no workflow of this name at this endpoint")
+        if not claimed.served:
+            return _failed("UNKNOWN_WORKFLOW", "no workflow of this name at this endpoint")
+        # For another worker, of a newer version or of other workflows: it may be away for a while.
+        seconds = ELSEWHERE_SECONDS if claimed.served == "live" else AWAY_SECONDS
+        return GivenBack("unbegun", min(seconds, claimed.left_ms / 1000))
     return None
 
 
@@ -192,13 +209,9 @@ def _failed(code: str, message: str) -> Ended:
 
 
 async def _call(function: Callable[..., Awaitable[Any]], run: Run, parameters: dict[str, Any]) -> Any:
-    return await function(run, **parameters)
-
-
-def _place(error: BaseException) -> str:
-    """What was raised and where. Not its message: a client's words may be in it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
-    return f"{type(error).__name__}{where}"
+    """Call a workflow. What would end the program ends its run alone, if it is not raised by a task of its own."""
+    try:
+        return await function(run, **parameters)
+    except (SystemExit, KeyboardInterrupt) as error:
+        # asyncio lets these two through to whoever runs the loop, unless they are inside of something.
+        raise BaseExceptionGroup("a workflow ends its program", [error]) from None

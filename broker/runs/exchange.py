@@ -25,6 +25,11 @@ MAX_SECONDS = 24 * 3600
 MAX_BYTES = 128 * 1024
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
+# Who serves the workflow of a run: a live worker; nobody now, but somebody did when it was accepted or has begun it; or
+# nobody that is known.
+Served = Literal["live", "before", ""]
+# What becomes of an attempt that is given back: it counts, it does not, or it was none.
+Fate = Literal["counted", "spared", "unbegun"]
 
 
 class _Body(msgspec.Struct):
@@ -44,7 +49,7 @@ class Claimed(NamedTuple):
     max_tries: int
     left_ms: int
     is_cancelled: bool
-    is_served: bool
+    served: Served
     parameters: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -79,18 +84,28 @@ def pack_body(parameters: dict[str, Any], metadata: dict[str, Any]) -> bytes:
     return raw
 
 
+def digest(name: str, body: bytes) -> str:
+    """What is asked for, by what `pack_body` made: the same however the members of objects are ordered."""
+    try:
+        said = msgspec.json.encode([name, msgspec.json.decode(body)], order="sorted")
+    except (ValueError, RecursionError) as error:  # what we have written and cannot read, no worker could
+        raise Invalid("parameters", f"cannot be read as JSON: {error}") from error
+    return sha256(said).hexdigest()[:32]
+
+
 def read_claim(execution: str, holder: str, answer: list[bytes]) -> Claimed | None:
     """The answer of claim.lua; None: it is not to be had. Raises `Invalid` when it is no run of ours."""
     if not answer:
         return None
     try:
-        name, connection, attempt, tries, max_tries, left, cancelled, served = (word.decode() for word in answer[:8])
+        words: list[Any] = [word.decode() for word in answer[:8]]
+        name, connection, attempt, tries, max_tries, left, cancelled, served = words
         body = _body.decode(answer[8])
         numbers = (int(attempt), int(tries), int(max_tries), int(left))
     except (msgspec.MsgspecError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise Invalid("$", f"no run: {type(error).__name__}") from error
     return Claimed(
-        execution, holder, name, connection, *numbers, bool(cancelled), bool(served), body.parameters, body.metadata
+        execution, holder, name, connection, *numbers, bool(cancelled), served, body.parameters, body.metadata
     )
 
 

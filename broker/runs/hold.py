@@ -62,23 +62,35 @@ class Lease:
 
 
 class Hold:
-    """A run that this worker holds. `stop` cancels the workflow, once; its first reason stays."""
+    """A run that this worker holds. `stop` cancels the workflow, once for each reason; the first one stays.
+
+    A workflow may swallow a cancellation. It hears of the next reason all the same, and its `finally` is not disturbed
+    by a beat that repeats the first.
+    """
 
     def __init__(self, claimed: Claimed, lease: Lease, on_stop: Callable[[Reason], None]) -> None:
         self._lease = lease
         self.reason: Reason | None = None
         self.work: asyncio.Task[Any] | None = None
         self._on_stop = on_stop
+        self._heard: set[Reason] = set()
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.call_later(claimed.left_ms / 1000, self.stop, Reason.DEADLINE)
         self._lapse: asyncio.Handle = self._loop.call_soon(self._watch)
 
+    @property
+    def is_at_work(self) -> bool:
+        return self.work is not None and not self.work.done()
+
     def stop(self, reason: Reason) -> None:
-        if self.reason is None and (self.work is None or not self.work.done()):
+        if reason in self._heard or (self.work is not None and self.work.done()):
+            return
+        self._heard.add(reason)
+        if self.reason is None:
             self.reason = reason
             self._on_stop(reason)
-            if self.work is not None:
-                self.work.cancel()
+        if self.work is not None:
+            self.work.cancel()
 
     def begin(self, work: asyncio.Task[Any]) -> None:
         """`work` is the workflow's task. One that is to stop already does not begin."""

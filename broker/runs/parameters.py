@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from msgspec import inspect as info
 
 from ..errors import Invalid
+from .steps import Run
 
 _DESCRIBED = (info.Type, info.Field)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -24,14 +25,13 @@ class Parameters:
         if not inspect.iscoroutinefunction(function):
             raise Invalid(path, "expected an async function")
         try:
-            first, *others = inspect.signature(function).parameters.values()
+            parameters = list(inspect.signature(function).parameters.values())
             hints = get_type_hints(function, include_extras=True)
         except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
-            raise Invalid(
-                path, f"expected a first parameter for the run, and annotations that exist: {error}"
-            ) from None
-        if first.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
-            raise Invalid(path, "expected a first parameter for the run")
+            raise Invalid(path, f"expected annotations that exist: {error}") from None
+        if not parameters or not _is_run(parameters[0], hints):
+            raise Invalid(path, f"expected the run first, as {function.__name__}(run: Run, …)")
+        others = parameters[1:]
         self._takes_others = any(other.kind is inspect.Parameter.VAR_KEYWORD for other in others)
         named = [other for other in others if other.kind is not inspect.Parameter.VAR_KEYWORD]
         if unnamed := next((other for other in named if other.kind not in _NAMED), None):
@@ -50,6 +50,12 @@ class Parameters:
             raise _invalid(str(error)) from None
         wanted = {name: getattr(checked, name) for name in self._names if getattr(checked, name) is not UNSET}
         return {**given, **wanted} if self._takes_others else wanted
+
+
+def _is_run(first: inspect.Parameter, hints: dict[str, Any]) -> bool:
+    """Whether the run can be given as `first`: what is annotated as something else is a client's parameter."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return first.kind in kinds and hints.get(first.name, Run) in (Run, Any)
 
 
 def _field(parameter: inspect.Parameter, hint: Any, path: str) -> Any:

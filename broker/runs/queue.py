@@ -11,9 +11,11 @@ from ..errors import Invalid
 from ..keyspace import Keyspace
 from ..producer import Fence
 from ..script import Script
-from .exchange import KEYS_SECONDS, LEASE_SECONDS, Claimed, read_claim
+from .exchange import KEYS_SECONDS, LEASE_SECONDS, Claimed, Fate, read_claim
 
 SERVED_SECONDS = 15.0
+# How long it is known what workers served that are gone: as long as a restart may take.
+REMEMBERED_SECONDS = 60.0
 # How long a lease is renewed after its run's deadline.
 GRACE_SECONDS = 5.0
 # How long workers have to come back after Redis was away, before others take over what they held.
@@ -100,6 +102,7 @@ class Queue:
             self.id,
             _ms(LEASE_SECONDS),
             _ms(SERVED_SECONDS),
+            _ms(REMEMBERED_SECONDS),
             _ms(RETURN_SECONDS),
             _ms(GRACE_SECONDS),
             KEYS_SECONDS,
@@ -111,10 +114,10 @@ class Queue:
         words = [word.decode() for word in due]
         return Beat([state.decode() for state in states], list(map(Ready, words[::2], words[1::2])))
 
-    async def release(self, execution: str, holder: str, *, is_spared: bool, seconds: float) -> None:
+    async def release(self, execution: str, holder: str, attempt: Fate, *, seconds: float) -> None:
         """Give a run back, for who comes `seconds` from now; does nothing when it is another's."""
         keys = (self._names.run(self.workspace, execution), self._runs, self._held, self._queued)
-        await self._release.run(keys, (execution, holder, int(is_spared), _ms(seconds), KEYS_SECONDS))
+        await self._release.run(keys, (execution, holder, attempt, _ms(seconds), KEYS_SECONDS))
 
     async def cancels(self, last: str) -> tuple[str, list[str]]:
         """What is to stop, since the entry `last`; and the newest entry."""
@@ -124,7 +127,8 @@ class Queue:
 
     def fence(self, claimed: Claimed) -> Fence:
         """What lets the events of a run pass while we hold it."""
-        return Fence(self._names.run(self.workspace, claimed.execution), self._held, claimed.holder, claimed.execution)
+        run, end = (name(self.workspace, claimed.execution) for name in (self._names.run, self._names.end))
+        return Fence(run, self._held, end, claimed.holder, claimed.execution)
 
 
 def _claimed(ready: Ready, holder: str, answer: list[bytes]) -> Claimed | None:

@@ -72,6 +72,9 @@ class Shift:
             attempt.hold.stop(Reason.LEAVING)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=FAREWELL_SECONDS)
+        for lease, attempt in self._attempts.items():
+            if attempt.hold.is_at_work:
+                logger.error("workflow %s does not end when it is stopped: run %s", attempt.name, lease.execution)
         await _end(self._tasks)
 
     # -- the loops, and what beats find

@@ -16,7 +16,7 @@ from ..patience import pause
 from ..positions import Position
 from ..producer import Fence
 from ..script import Script
-from .exchange import KEYS_SECONDS, LEASE_SECONDS, MAX_SECONDS, Execution, execution_id, pack_body
+from .exchange import KEYS_SECONDS, LEASE_SECONDS, MAX_SECONDS, Execution, digest, execution_id, pack_body
 from .hold import Reason
 
 MAX_QUEUED = 10_000
@@ -80,9 +80,10 @@ class Runs:
         With a `connection_id` and a `metadata["idempotency_key"]` that were given together before, for this endpoint
         and in the last 24 h, it is the run that was started then, and nothing happens. Who wants to know the run's id
         before it starts chooses it by `execution_id`, of those three, and gives it as `execution`.
-        Raises `Invalid` with what is wrong, `UnknownWorkflow` when live workers serve others but not this one, and
-        `QueueFull`: nothing was started then. After `Unavailable` it may have been; calling again is safe with the same
-        key or `execution`.
+        Raises `Invalid` with what is wrong, also where that run has another name, other parameters or other metadata;
+        `UnknownWorkflow` when there are live workers and none has served this one in the last minute; and `QueueFull`:
+        nothing was started then. After `Unavailable` it may have been; calling again is safe with the same key or
+        `execution`.
         """
         check_workspace(workspace, "workspace_id")
         check_endpoint(endpoint, "endpoint")
@@ -103,7 +104,7 @@ class Runs:
         keys += [name_.queued(workspace), name_.workspace(workspace)]
         if connection:
             keys.append(name_.connection(workspace, endpoint, connection))
-        terms = (self._max_queued, round(seconds * 1000), max_attempts, body, KEYS_SECONDS)
+        terms = (self._max_queued, round(seconds * 1000), max_attempts, body, digest(name, body), KEYS_SECONDS)
         arguments = (execution, secrets.token_hex(8), endpoint, name, connection, *terms)
         answer = await _answer(lambda: self._submit.run(keys, arguments))
         match [word.decode() for word in answer]:
@@ -111,6 +112,8 @@ class Runs:
                 raise QueueFull("too many runs of this endpoint wait for a worker")
             case ["unserved"]:
                 raise UnknownWorkflow(f"no workflow {name!r} at this endpoint")
+            case ["other"]:
+                raise Invalid("metadata.idempotency_key", "was used for another run")
             case [word, since, deadline]:
                 return Submitted(execution, word == "started", Position(since), _seconds(deadline))
         raise AssertionError(answer)
@@ -194,7 +197,8 @@ class Runs:
         if known.connection:
             said["connection_id"] = known.connection
         event = Event(type=f"execution_{state}", workspace_id=known.workspace, agent_id=known.endpoint, data=said)
-        fence = Fence(known.run, known.held, known.holder, known.execution, state)
+        end = self._keys.end(known.workspace, known.execution)
+        fence = Fence(known.run, known.held, end, known.holder, known.execution, state)
         promise = self._broker.producer.send(pack(event), fence)
         await asyncio.wait((promise,), timeout=PATIENCE_SECONDS)
         if not promise.done():

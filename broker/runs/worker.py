@@ -31,8 +31,11 @@ from .shift import Shift
 
 logger = logging.getLogger("trunkline.worker")
 
+REDIS_URL = "redis://127.0.0.1:6379/0"
+PREFIX = "trunkline"
 _LOOK_SECONDS = 1.0
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
@@ -40,25 +43,30 @@ class Worker:
     """Runs the workflows of one endpoint, at most `concurrency` at a time.
 
     Its workspace is the one that the endpoint's first key was made for, unless `workspace_id` is given; while there is
-    none, the worker waits. `log_events` and `log_seconds` are as for `Broker.connect`.
+    none, the worker waits. `prefix`, `log_events` and `log_seconds` are as for `Broker.connect`. Of these and of
+    `redis_url` it takes what is not given here from `run`.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | None = None,
         *,
         endpoint: str,
         concurrency: int = 10,
         workspace_id: str | None = None,
-        prefix: str = "trunkline",
-        log_events: int = LOG_EVENTS,
-        log_seconds: int = LOG_SECONDS,
+        prefix: str | None = None,
+        log_events: int | None = None,
+        log_seconds: int | None = None,
     ) -> None:
         """Raises `Invalid` for what cannot be."""
+        if not isinstance(concurrency, int):
+            raise Invalid("concurrency", f"expected int, got {type(concurrency).__name__}")
         if concurrency < 1:
             raise Invalid("concurrency", "expected at least 1")
-        addresses.read(redis_url)
-        Keyspace(prefix)
+        if redis_url is not None:
+            addresses.read(redis_url)
+        if prefix is not None:
+            Keyspace(prefix)
         self.endpoint = check_endpoint(endpoint, "endpoint")
         self.workspace_id = workspace_id if workspace_id is None else check_workspace(workspace_id, "workspace_id")
         self._redis_url, self._prefix, self._concurrency = redis_url, prefix, concurrency
@@ -73,6 +81,8 @@ class Worker:
         `msgspec.convert` does: a client that gives others hears `INVALID_PARAMETERS` with the path. What it returns, of
         JSON types, is the run's output; what it raises is final, unless it is a `Retry`. Raises `Invalid`.
         """
+        if callable(name):
+            raise Invalid(getattr(name, "__qualname__", "workflow"), 'expected a name: @worker.workflow("search")')
         check_id(name, "name")
         if name in self._workflows:
             raise Invalid("name", f"there is a workflow {name!r} already")
@@ -83,16 +93,35 @@ class Worker:
 
         return register
 
-    async def run(self, *, grace_seconds: float = 0.0) -> None:
+    async def run(
+        self,
+        *,
+        grace_seconds: float = 0.0,
+        redis_url: str | None = None,
+        prefix: str | None = None,
+        log_events: int | None = None,
+        log_seconds: int | None = None,
+    ) -> None:
         """Work until `stop` is called or until cancelled; outages of Redis are waited out.
 
-        After `stop` runs have `grace_seconds` to end; what is left then, or at a cancellation, is given back to others.
-        Raises `Invalid` without any workflow, `Unavailable` when Redis does not answer at the beginning.
+        Where the worker was made without `redis_url`, `prefix`, `log_events` or `log_seconds` it takes these, and where
+        there are none the defaults of a gateway: `redis://127.0.0.1:6379/0`, `trunkline`, 10,000 and 3,600.
+
+        After `stop` runs have `grace_seconds` to end; what is left then, or at a cancellation, is stopped and given
+        back to others. Nobody can end a workflow that swallows its cancellation: after `FAREWELL_SECONDS` (5 s) its run
+        is left to whoever comes when the lease ends, an error is logged, and this returns. What is left of the workflow
+        is a task of the program then, which should end.
+
+        Raises `Invalid` without any workflow, and where the endpoint is another workspace's than the given one;
+        `Unavailable` when Redis does not answer at the beginning.
         """
         if not self._workflows:
             raise Invalid("worker", "expected at least one workflow")
         async with Broker.connect(
-            self._redis_url, prefix=self._prefix, log_events=self._log_events, log_seconds=self._log_seconds
+            _first(self._redis_url, redis_url, REDIS_URL),
+            prefix=_first(self._prefix, prefix, PREFIX),
+            log_events=_first(self._log_events, log_events, LOG_EVENTS),
+            log_seconds=_first(self._log_seconds, log_seconds, LOG_SECONDS),
         ) as broker:
             finding = asyncio.create_task(self._find(broker))
             leaving = asyncio.create_task(self._leave.wait())
@@ -114,18 +143,32 @@ class Worker:
         self._leave.set()
 
     async def _find(self, broker: Broker) -> str:
-        """The workspace of the endpoint, as soon as it has one."""
-        if self.workspace_id is not None:
-            return self.workspace_id
+        """The workspace of the endpoint: its owner, as soon as it has one, or until then the one that was given."""
         is_told = False
         while True:
             try:
                 found: Any = await broker.redis.hget(broker.keys.endpoint(self.endpoint), "workspace")
             except (RedisError, OSError):
-                found = None
-            if found is not None:
-                return check_workspace(found.decode(), "workspace_id")
-            if not is_told:
-                logger.warning("endpoint %s has no workspace yet: make a key for it", self.endpoint)
-            is_told = True
+                pass
+            else:
+                owner = self.workspace_id if found is None else check_workspace(found.decode(), "workspace_id")
+                if owner is not None:
+                    return self._check_owner(owner)
+                if not is_told:
+                    logger.warning("endpoint %s has no workspace yet: make a key for it", self.endpoint)
+                is_told = True
             await pause(_LOOK_SECONDS)
+
+    def _check_owner(self, owner: str) -> str:
+        """Nobody's runs would ever come to a worker of another workspace than its endpoint's."""
+        if self.workspace_id not in (None, owner):
+            reason = f"the endpoint {self.endpoint!r} belongs to {owner!r}, not to {self.workspace_id!r}: leave it out"
+            raise Invalid("workspace_id", reason)
+        return owner
+
+
+def _first(given: T | None, told: T | None, default: T) -> T:
+    """The first of them that there is."""
+    if given is not None:
+        return given
+    return default if told is None else told

@@ -3,13 +3,14 @@
 --
 -- KEYS  1 runs   2 held   3 served   4 returned   5.. the runs it believes to hold
 -- ARGV  1 worker, also its name as a consumer   2 length of a lease (ms)   3 ms for which a workflow counts as served
---       4 ms for which nothing is taken over when workers were silent
---       5 ms for which a run is kept after its deadline   6 seconds the keys live
---       7 number of workflows, then their names; then for each run: its execution, its holder
+--       4 ms for which it is remembered after that   5 ms for which nothing is taken over when workers were silent
+--       6 ms for which a run is kept after its deadline   7 seconds the keys live
+--       8 number of workflows, then their names; then for each run: its execution, its holder
 -- Answer  'held', 'cancel' (held, and to be cancelled), 'late' (not renewed) or 'lost' for each run;
 --         then what is due, at most 100: the entry, '' for none, and the execution, in turn
 -- Example EVALSHA … 5 trunkline:runs:{ws}:shop trunkline:held:{ws}:shop trunkline:served:{ws}:shop
---           trunkline:returned:{ws}:shop trunkline:run:{ws}:exec_1 w1 10000 15000 5000 5000 172800 1 search exec_1 9f
+--           trunkline:returned:{ws}:shop trunkline:run:{ws}:exec_1 w1 10000 15000 60000 5000 5000 172800 1 search
+--           exec_1 9f
 --         → 1) 1) "held" 2) 1) "" 2) "exec_7"
 
 local queue, held, served, returned, worker = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
@@ -23,15 +24,15 @@ redis.pcall('XGROUP', 'CREATE', queue, 'workers', '0', 'MKSTREAM')  -- fails whe
 -- last entry there can be, for what it read would look as if it had been delivered just now.
 redis.call('XREADGROUP', 'GROUP', 'workers', worker, 'STREAMS', queue, '18446744073709551615-18446744073709551614')
 
-local at = 8 + ARGV[7]
-if at > 8 then
+local at = 9 + ARGV[8]
+if at > 9 then
   -- Where no worker was heard for long, Redis was away, or all of them. Those who held runs may come back as this one
   -- does, and give back what they had to stop: that uses up no attempt, as it would if others were faster.
   local newest = redis.call('ZREVRANGE', served, 0, 0, 'WITHSCORES')[2]
-  if not newest or now - (newest - ARGV[3]) > lease_ms / 2 then redis.call('SET', returned, 1, 'PX', ARGV[4]) end
+  if not newest or now - (newest - ARGV[3]) > lease_ms / 2 then redis.call('SET', returned, 1, 'PX', ARGV[5]) end
 end
-for i = 8, at - 1 do redis.call('ZADD', served, text(now + ARGV[3]), ARGV[i]) end
-redis.call('ZREMRANGEBYSCORE', served, '-inf', '(' .. text(now))
+for i = 9, at - 1 do redis.call('ZADD', served, text(now + ARGV[3]), ARGV[i]) end
+redis.call('ZREMRANGEBYSCORE', served, '-inf', '(' .. text(now - ARGV[4]))
 
 local states = {}
 for i = 5, #KEYS do
@@ -39,7 +40,7 @@ for i = 5, #KEYS do
   local run = redis.call('HMGET', KEYS[i], 'holder', 'cancel', 'deadline')
   if run[1] ~= holder then
     states[#states + 1] = 'lost'
-  elseif now > run[3] + ARGV[5] then
+  elseif now > run[3] + ARGV[6] then
     states[#states + 1] = 'late'
   else
     redis.call('ZADD', held, text(now + lease_ms), execution)
@@ -72,7 +73,7 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', queue, 'workers')) do
   end
 end
 
-redis.call('EXPIRE', queue, ARGV[6])
-redis.call('EXPIRE', held, ARGV[6])
-redis.call('PEXPIRE', served, ARGV[3])
+redis.call('EXPIRE', queue, ARGV[7])
+redis.call('EXPIRE', held, ARGV[7])
+redis.call('PEXPIRE', served, ARGV[3] + ARGV[4])
 return {states, due}

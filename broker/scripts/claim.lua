@@ -5,12 +5,13 @@
 -- ARGV  1 execution   2 the entry that brought it, '' for none   3 holder: a random name of this attempt
 --       4 length of the lease (ms)
 -- Answer  nothing when it is not to be had; else workflow, connection_id, attempt, how many attempts count, how many
---         there may be, ms until the deadline, '1' when it is to be cancelled, '1' when a live worker serves the
---         workflow, the run's JSON. Again by the same holder: the same, and its lease begins anew.
+--         there may be, ms until the deadline, '1' when it is to be cancelled, who serves the workflow ('live': a live
+--         worker; 'before': one did when the run was accepted, or has begun it; ''), the run's JSON. Again by the same
+--         holder: the same, and its lease begins anew.
 -- Example EVALSHA … 6 trunkline:run:{ws}:exec_1 trunkline:runs:{ws}:shop trunkline:held:{ws}:shop
 --           trunkline:served:{ws}:shop trunkline:queued:{ws} trunkline:returned:{ws}:shop
 --           exec_1 1790000000000-0 9f 10000
---         → "search" "ws_1" "1" "1" "3" "3599000" "" "1" '{"parameters":{},"metadata":{}}'
+--         → "search" "ws_1" "1" "1" "3" "3599000" "" "live" '{"parameters":{},"metadata":{}}'
 
 local run, queue, held, served, queued = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local execution, entry, holder = ARGV[1], ARGV[2], ARGV[3]
@@ -39,7 +40,13 @@ if not (state == 'running' and known[2] == holder) then
 end
 redis.call('ZADD', held, text(now + ARGV[4]), execution)
 
-local fields = redis.call('HMGET', run, 'name', 'connection', 'attempt', 'spared', 'attempts', 'deadline', 'cancel', 'body')
-local serves = redis.call('ZSCORE', served, fields[1])
+local fields = redis.call('HMGET', run, 'name', 'connection', 'attempt', 'spared', 'attempts', 'deadline', 'cancel', 'body',
+  'served')
+local until_ms, serves = redis.call('ZSCORE', served, fields[1]), ''
+if until_ms and tonumber(until_ms) >= now then
+  serves = 'live'
+elseif fields[9] == '1' or tonumber(fields[3]) > 1 then
+  serves = 'before'
+end
 return {fields[1], fields[2], fields[3], text(fields[3] - fields[4]), fields[5], text(fields[6] - now), fields[7] or '',
-  serves and tonumber(serves) >= now and '1' or '', fields[8]}
+  serves, fields[8]}

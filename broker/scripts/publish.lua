@@ -1,7 +1,7 @@
 -- Append a producer's call to its workspace's log and tell every node, as one step.
 --
 -- KEYS  1 log   2 workspace   3 producer   4.. one agent hash for each agent of the call
---       then for each run whose holder speaks: the run, and the endpoint's held
+--       then for each run whose holder speaks: the run, the endpoint's held, and the run's end
 -- ARGV  1 number of the call     2 log_events    3 log_seconds    4 seconds the producer's record lives
 --       5 seconds state lives    6 PUBLISH or SPUBLISH            7 channel of the workspace
 --       8 number of agents, then a channel for each, in the order of KEYS
@@ -78,7 +78,7 @@ local function is_refused(kind)
   return redis.call('HGET', KEYS[tonumber(run)], 'holder') ~= holder
 end
 
-local function end_run(kind)
+local function end_run(kind, position, entry)
   local index, state, execution = string.match(kind, '^@(%d+) %S+ (%l+) (.+)$')
   if not index then return end
   local run, held = KEYS[tonumber(index)], KEYS[index + 1]
@@ -86,6 +86,8 @@ local function end_run(kind)
   redis.call('HDEL', run, 'holder', 'body')
   redis.call('EXPIRE', run, ARGV[4])
   redis.call('ZREM', held, execution)
+  -- Who asks for it later must hear how it ended, whatever else has pushed that out of the log.
+  redis.call('SET', KEYS[index + 2], position .. ' ' .. entry, 'EX', ARGV[3])
 end
 
 local positions, messages, is_logged = {}, {}, {}
@@ -108,7 +110,7 @@ for i = 9 + agents, #ARGV, 3 do
     next_id = '*'
     newest_of[agent] = newest
     if is_held then
-      end_run(kind)
+      end_run(kind, newest, entry)
     elseif kind ~= '0' then
       credits[agent] = (credits[agent] or 0) + tonumber(kind)
     end

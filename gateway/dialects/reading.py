@@ -42,7 +42,7 @@ def _explain(error: str, types: Iterable[str]) -> str:
 
 
 # What a client said may be repeated to it, unless it looks like a secret that it put in the wrong place.
-_SECRET = re.compile(r"eyJ[\w-]*\.|[\w-]{65,}")
+_SECRET = re.compile(r"eyJ[\w-]*\.|tlk_|[\w-]{65,}")
 
 
 def may_be_told(text: str) -> bool:

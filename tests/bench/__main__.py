@@ -19,10 +19,12 @@ T = TypeVar("T")
 class Run:
     """One invocation: runs, prints as results come, and remembers what went wrong."""
 
-    def __init__(self, bench: Bench, rounds: int, workloads: list[Workload]) -> None:
+    def __init__(self, bench: Bench, rounds: int, only: str) -> None:
         self.bench = bench
         self.rounds = rounds
-        self.workloads = workloads
+        self.workloads = [workload for workload in WORKLOADS if only in workload.name]
+        self.pings = [workload for workload in PINGS if only in workload.name]
+        self.errands = [errands for errands in ERRANDS if only in errands.name]
         self.problems: list[str] = []
 
     def attempt(self, what: str, run: Callable[[], T]) -> T | None:
@@ -76,15 +78,17 @@ def show(lines: list[str]) -> None:
 
 def measure(run: Run) -> None:
     measured = run.deliveries()
-    show(report.delivery_head())
+    if measured:
+        show(report.delivery_head())
     for workload, rounds in measured.items():
         show(report.delivery_rows(workload, rounds))
     publishes = run.repeated("publishes", run.bench.publishes)
-    pings = {each: run.repeated(each.name, partial(run.bench.pings, each)) for each in PINGS}
-    runs = {each: run.repeated(each.name, partial(run.bench.runs, each)) for each in ERRANDS}
+    pings = {each: run.repeated(each.name, partial(run.bench.pings, each)) for each in run.pings}
+    runs = {each: run.repeated(each.name, partial(run.bench.runs, each)) for each in run.errands}
     say("")
     show(["", "Trunkline alone", *report.absolute_rows(measured, publishes, pings)])
-    show(["", "From a client's message through a worker that does nothing, and back"])
+    if runs:
+        show(["", "From a client's message through a worker that does nothing, and back"])
     for errands, figures in runs.items():
         show(report.run_rows(errands, figures, publishes))
 
@@ -95,15 +99,18 @@ def profile(run: Run) -> None:
     bench = run.bench
     jobs: list[tuple[str, sections.Parts, Callable[[], list[Any]]]] = [
         *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in run.workloads),
-        ("connect, subscribe, first ping", sections.NODE, partial(bench.profile, run.workloads[-1], "connect")),
-        *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in PINGS),
+        *(
+            ("connect, subscribe, first ping", sections.NODE, partial(bench.profile, each, "connect"))
+            for each in run.workloads[-1:]
+        ),
+        *((each.name, sections.NODE, partial(bench.profile, each, "run")) for each in run.pings),
         ("publishes (the producer's CPU)", sections.PRODUCER, bench.profile_publishes),
     ]
     for name, table, job in jobs:
         samples = run.attempt(f"profile: {name}", job)
         say("")
         show(["", *report.profile_lines(name, samples or [], table)])
-    for errands in ERRANDS:
+    for errands in run.errands:
         node, worker = run.attempt(f"profile: {errands.name}", partial(bench.profile_runs, errands)) or ([], [])
         say("")
         show(["", *report.profile_lines(f"{errands.name}, the node", node, sections.NODE)])
@@ -114,12 +121,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=0, help="rounds of every workload (3; with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="one short round: about a minute, and rough")
-    parser.add_argument("--only", default="", metavar="WORD", help="workloads whose name contains it")
+    parser.add_argument("--only", default="", metavar="WORD", help="what has it in its name, and the publishes")
     parser.add_argument("--no-profile", action="store_true", help="leave out the profile by section")
     options = parser.parse_args()
-    workloads = [workload for workload in WORKLOADS if options.only in workload.name]
-    if not workloads:
-        parser.error(f"no workload's name contains {options.only!r}: {', '.join(each.name for each in WORKLOADS)}")
+    names = [each.name for each in (*WORKLOADS, *PINGS, *ERRANDS)]
+    if not any(options.only in name for name in names):
+        parser.error(f"no name contains {options.only!r}: {', '.join(names)}")
 
     if sys.platform != "linux":
         parser.error("it stands on epoll, CPU affinity and /proc: it runs on Linux only")
@@ -129,7 +136,7 @@ def main() -> int:
         os.sched_setaffinity(0, cores.load)  # Redis and the load inherit it
     start, foreign = time.monotonic(), busy_seconds() - own_seconds()
     run = Run(
-        Bench(cores, QUICK if options.quick else DEFAULT), options.rounds or (1 if options.quick else 3), workloads
+        Bench(cores, QUICK if options.quick else DEFAULT), options.rounds or (1 if options.quick else 3), options.only
     )
     print(describe(cores))
     print(f"{run.rounds} round(s), server CPU from each process's CPU clock (nanoseconds, all threads)\n", flush=True)

@@ -55,8 +55,8 @@ def absolute_rows(
 ) -> list[str]:
     """Connecting and idling from the workload with most clients; publishes and pings from their own runs."""
     rows = []
-    largest = max(measured, key=lambda workload: workload.clients)
-    if rounds := measured[largest]:
+    largest = max(measured, key=lambda workload: workload.clients, default=None)
+    if largest is not None and (rounds := measured[largest]):
         ours, bare = _sides(rounds)
         rows += [
             _row("CPU per connect", ours, "connect_us", "µs"),

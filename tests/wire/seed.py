@@ -20,7 +20,7 @@ def _found(document: str) -> list[str]:
     return found[0].read_text(encoding="utf-8").splitlines() if found else []
 
 
-def _lines(document: str) -> list[str]:
+def text(document: str) -> list[str]:
     """The lines of a document. Skips the test where it is not there."""
     lines = _found(document)
     if not lines:
@@ -34,7 +34,7 @@ def block(heading: str, language: str, number: int = 1) -> str:
     It has no fences: a block begins after a line that only names its language and ends before the empty line that ends
     a JSON value, or that stands before prose (which begins with a capital letter; code does not).
     """
-    lines = _lines("000")
+    lines = text("000")
     start = end = _start(lines, heading, language, number)
     while end < len(lines) and not _ends(lines, end, language):
         end += 1
@@ -43,7 +43,7 @@ def block(heading: str, language: str, number: int = 1) -> str:
 
 def fenced(heading: str, language: str = "javascript") -> str:
     """The first fenced block of `language` after the line `heading` of the FreeAgentics document."""
-    lines = _lines("003")
+    lines = text("003")
     start = _start(lines, heading, f"```{language}")
     return "\n".join(lines[start : lines.index("```", start)])
 
@@ -53,7 +53,7 @@ def glued(heading: str, language: str = "javascript") -> str:
 
     The name of its language is glued to its first line, and it ends before prose, which begins with a capital letter.
     """
-    lines = _lines("002")
+    lines = text("002")
     start = lines.index(heading)
     while not lines[start].startswith(language):
         start += 1
