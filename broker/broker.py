@@ -16,6 +16,7 @@ from .events import Event, Packed, pack
 from .keyspace import Keyspace, check_id, check_workspace
 from .log import Log
 from .positions import Position
+from .presence import Presence
 from .producer import Producer
 
 LOG_EVENTS = 10_000
@@ -53,6 +54,7 @@ class Broker:
         self.producer = Producer(
             self.redis, self.keys, log_events=log_events, log_seconds=log_seconds, patience=patience_seconds
         )
+        self.presence = Presence(self.redis, self.keys, log_events=log_events, log_seconds=log_seconds)
         self.agents = Agents(self)
         self._listeners: dict[str, Listener] = {}
 
@@ -129,7 +131,8 @@ class Broker:
         In the order of sending, each at least once: a command that is not settled when its listener dies or leaves goes
         to the next one; one whose deadline has passed to nobody. Several listeners for one agent share its commands.
         An outage of Redis is waited out. The iterator ends by `aclose` (`contextlib.aclosing` does it at once), by
-        cancellation and with the broker. Raises `Invalid` for an id that is none, or without any workspace.
+        cancellation, with the broker, and when the agent is deleted. Raises `Invalid` for an id that is none, or
+        without any workspace.
         """
         workspace = self.workspace_id if workspace_id is None else workspace_id
         if workspace is None:
@@ -137,7 +140,9 @@ class Broker:
         workspace, agent = check_workspace(workspace, "workspace_id"), check_id(agent_id, "agent_id")
         listener = self._listeners.get(workspace)
         if listener is None:
-            listener = self._listeners[workspace] = Listener(self.redis, self.address, self.keys, workspace)
+            listener = self._listeners[workspace] = Listener(
+                self.redis, self.address, self.keys, self.presence, workspace
+            )
         return listener.commands(agent)
 
 

@@ -65,8 +65,15 @@ TABLE = (
         "the commands an agent has not settled yet: field `c` is a command's JSON; one consumer group, `agent`"),
     Row("waiting:{workspace}", "sorted set", "1 h after the last command", "command.lua, settle.lua, waiting.lua",
         "the commands of all agents that are not settled, by deadline (ms)"),
-    Row("presence:{workspace}:<agent>", "string", "15 s after the last sign of life", "listen.lua, leave.lua",
-        "who listens"),
+    Row("listening:{workspace}:<agent>", "string", "15 s after the last sign of life", "listen.lua, leave.lua",
+        "who listens for the agent's commands"),
+    Row("presence:{workspace}", "sorted set", "7 days after the last sign of life", "presence.lua, register.lua",
+        "the agents that are present, by the time (ms) at which that ends without another sign of life"),
+    Row("farewells:{workspace}", "hash", "7 days after the last sign of life", "presence.lua, register.lua",
+        "why an agent has left, until it is back or its `agent.offline` is told"),
+    Row("workspaces", "set", "until nobody is present there", "presence.lua's callers",
+        "the workspaces in which agents are present"),
+    Row("sweeper", "string", "6 s after the last renewal", "lead.lua", "the node that tells which agents have gone"),
     Row("replies:{node}", "stream", "1 min after the last reply", "reply.lua",
         "how commands ended that this node sent: field `r` is a reply's JSON"),
     Row("election:{workspace}", "string", "6 s after the last renewal", "lead.lua",
@@ -170,8 +177,22 @@ class Keyspace:
     def waiting(self, workspace: str) -> str:
         return f"{self.prefix}:waiting:{{{workspace}}}"
 
-    def presence(self, workspace: str, agent: str) -> str:
-        return f"{self.prefix}:presence:{{{workspace}}}:{agent}"
+    def listening(self, workspace: str, agent: str) -> str:
+        return f"{self.prefix}:listening:{{{workspace}}}:{agent}"
+
+    def presence(self, workspace: str) -> str:
+        return f"{self.prefix}:presence:{{{workspace}}}"
+
+    def farewells(self, workspace: str) -> str:
+        return f"{self.prefix}:farewells:{{{workspace}}}"
+
+    @property
+    def workspaces(self) -> str:
+        return f"{self.prefix}:workspaces"
+
+    @property
+    def sweeper(self) -> str:
+        return f"{self.prefix}:sweeper"
 
     def replies(self, node: str) -> str:
         return f"{self.prefix}:replies:{{{node}}}"
@@ -235,11 +256,16 @@ class Keyspace:
         return self.workspace(workspace) if agent is None else self.agent(workspace, agent)
 
 
+def is_id(value: str) -> bool:
+    """Whether it may be the id of a workspace, agent or subject: 1 to 255 printable characters."""
+    return 1 <= len(value) <= _MAX_ID_CHARACTERS and value.isprintable()
+
+
 def check_id(value: object, path: str) -> str:
     """An id of a workspace, agent or subject: 1 to 255 printable characters. Raises `Invalid` with `path`."""
     if not isinstance(value, str):
         raise Invalid(path, f"expected str, got {type(value).__name__}")
-    if not 1 <= len(value) <= _MAX_ID_CHARACTERS or not value.isprintable():
+    if not is_id(value):
         raise Invalid(path, "expected 1 to 255 printable characters")
     return value
 

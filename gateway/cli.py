@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,9 @@ import msgspec
 import uvloop
 
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker
+from broker.agents import AgentMissing, Agents
+from broker.agents.model import Draft, Summary
+from broker.agents.registry import MAX_LIMIT
 from broker.catalog import CATALOG
 from broker.credentials import Credentials, Key
 from broker.events import pack
@@ -110,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "revoke", _key_revoke, "let a key open nothing any more, and end its connections", REDIS, within=keys
     )
     revoke.add_argument("id", help="id of the key, as key list shows it")
+    text = "list, show, make and delete the agents of a workspace"
+    agents = commands.add_parser("agent", help=text, description=text).add_subparsers(required=True, metavar="ACTION")
+    _add_agent_actions(partial(command, settings=REDIS, within=agents))
     publish = command("publish", _publish, "publish one event, or a line of JSON per event from standard input", REDIS)
     publish.add_argument("--workspace", required=True)
     publish.add_argument("--agent", help="agent of the event, or of lines that name none")
@@ -133,6 +140,28 @@ def _parser() -> argparse.ArgumentParser:
         help="where its Worker stands; the module is found from the current directory",
     )
     return parser
+
+
+def _add_agent_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
+    listing = action("list", _agent_list, "list agents, newest first")
+    listing.add_argument("--workspace", required=True)
+    listing.add_argument("--status", choices=("online", "offline", "error"), help="only with this status")
+    listing.add_argument("--json", action="store_true", help="a line of JSON each")
+    show = action("show", _agent_show, "show all of an agent")
+    show.add_argument("id")
+    show.add_argument("--workspace", required=True)
+    show.add_argument("--json", action="store_true", help="one line of JSON")
+    create = action("create", _agent_create, "make an agent; prints its pairing key, once")
+    create.add_argument("name")
+    create.add_argument("--workspace", required=True)
+    create.add_argument("--mode", default="computer", help="[computer]")
+    create.add_argument("--soul", default="{}", help="a JSON object [{}]")
+    create.add_argument("--shield", default="{}", help="a JSON object [{}]")
+    create.add_argument("--json", action="store_true", help="one line of JSON")
+    delete = action("delete", _agent_delete, "delete an agent")
+    delete.add_argument("id")
+    delete.add_argument("--workspace", required=True)
+    delete.add_argument("--purge", action="store_true", help="its events, runs, commands and keys as well")
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -315,10 +344,101 @@ def _key_revoke(settings: Settings, options: argparse.Namespace) -> int:
     return _run(work())
 
 
+# -- agent
+
+
+def _agent_list(settings: Settings, options: argparse.Namespace) -> int:
+    check_workspace(options.workspace, "--workspace")
+
+    async def work() -> int:
+        found: list[Summary] = []
+        async with _connect(settings) as broker:
+            total = 1
+            while len(found) < total:
+                page = await broker.agents.list(
+                    frozenset((options.workspace,)), options.status, MAX_LIMIT, offset=len(found)
+                )
+                total = page.total if page.items else 0
+                found += page.items
+        if options.json:
+            for agent in found:
+                print(msgspec.json.encode(agent).decode())
+        else:
+            _print_table([Summary.__struct_fields__, *map(msgspec.structs.astuple, found)])
+        return 0
+
+    return _run(work())
+
+
+def _agent_show(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _agents(settings, options) as agents:
+            agent = await agents.get(frozenset((options.workspace,)), options.id)
+        raw = msgspec.json.encode(agent)
+        if options.json:
+            print(raw.decode())
+            return 0
+        for name, value in msgspec.json.decode(raw).items():
+            text = msgspec.json.format(msgspec.json.encode(value)).decode() if isinstance(value, dict) else value
+            print(f"{name:13}  {'-' if text is None else text}")
+        return 0
+
+    return _run(work())
+
+
+def _agent_create(settings: Settings, options: argparse.Namespace) -> int:
+    soul, shield = _object(options.soul, "--soul"), _object(options.shield, "--shield")
+    draft = Draft(name=options.name, workspace_id=options.workspace, mode=options.mode, soul=soul, shield=shield)
+
+    async def work() -> int:
+        async with _agents(settings, options) as agents:
+            created = await agents.create(options.workspace, draft)
+        if options.json:
+            print(msgspec.json.encode(created._asdict()).decode())
+        else:
+            print(f"{created.id} waits to be paired, for 24 hours. Its pairing key is shown only now:")
+            print(created.pairing_key)
+        return 0
+
+    return _run(work())
+
+
+def _agent_delete(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        async with _agents(settings, options) as agents:
+            await agents.delete(frozenset((options.workspace,)), options.id, purge=options.purge)
+        print(f"{options.id} is deleted")
+        return 0
+
+    return _run(work())
+
+
+@contextlib.asynccontextmanager
+async def _agents(settings: Settings, options: argparse.Namespace) -> AsyncIterator[Agents]:
+    """The registry; an agent that it does not have is said with what to do."""
+    check_workspace(options.workspace, "--workspace")
+    async with _connect(settings) as broker:
+        try:
+            yield broker.agents
+        except AgentMissing:
+            listing = f"{PROGRAM} agent list --workspace {options.workspace}"
+            raise Invalid("id", f"no agent {options.id!r} in this workspace; see {listing}") from None
+
+
+def _object(text: str, path: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(os.fsencode(text), type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise Invalid(path, "expected a JSON object") from None
+
+
 def _print_table(rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as what stands in them; a moment to the second."""
     texts = [
-        [f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value or "-") for value in row]
+        [
+            f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else "-" if value is None else str(value)
+            for value in row
+        ]
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
@@ -352,10 +472,7 @@ def _publish(settings: Settings, options: argparse.Namespace) -> int:
         return _run(_publish_lines(settings, options))
 
     async def work() -> int:
-        try:
-            data = msgspec.json.decode(os.fsencode(options.data or "{}"), type=dict[str, Any])
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise Invalid("$.data", "expected a JSON object") from None
+        data = _object(options.data or "{}", "$.data")
         event = Event(
             type=options.type,
             workspace_id=options.workspace,

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from broker.commands import Command as Order
 from broker.commands import Reply
 from broker.lines import Gap
 
@@ -21,6 +22,7 @@ from .inbox import Inbox
 from .limits import MINUTE, UNLIMITED, Limits
 from .messages import (
     Action,
+    Answer,
     Authenticate,
     Close,
     Command,
@@ -36,9 +38,12 @@ from .messages import (
     Interest,
     Knock,
     Notice,
+    Ordered,
     PingSent,
     PongSent,
     PoolSaid,
+    Publish,
+    Request,
     ResumeRuns,
     RunRequest,
     Sample,
@@ -248,6 +253,10 @@ class Connection:
                 self._send(command, workspaces)
             case Execute(request):
                 self._execute(request)
+            case Publish(said, packed):
+                self.wait(self._node.residents.publish(self, said, packed))
+            case Answer(settle):
+                self.wait(self._node.residents.settle(self, settle))
             case Tune():
                 self._following.tune(self, action)
             case Verify(token):
@@ -358,6 +367,8 @@ class Connection:
             name = digest(f"{self.dialect.name} {claims.user}")[:12]
             pool = PoolSaid(f"pool_{name}", active, allowed if allowed < UNLIMITED else None)
         self.perform(self.session.entered(Welcome(f"client_{client}", f"session_{secrets.token_hex(8)}"), pool))
+        if self.session.agent is not None:
+            self.wait(self._node.residents.come(self, *self.session.agent))
 
     def lose_place(self) -> None:
         """Its lease had ended before it could be renewed, and others have taken its place."""
@@ -421,9 +432,22 @@ class Connection:
         """Follow these runs, each with its deadline, from the position `since` on."""
         await self._following.catch_up(self, runs, since, is_checked=is_checked)
 
-    def refused(self, request: RunRequest, reason: Reason, detail: str) -> None:
-        """What was asked about runs cannot be."""
+    def refused(self, request: Request, reason: Reason, detail: str) -> None:
+        """What was asked about runs, or said by an agent, cannot be."""
         self.perform(self.session.refused(request, reason, detail))
+
+    # -- of an agent's own
+
+    def order(self, command: Order) -> None:
+        """Its agent is to do this."""
+        if not self._is_gone:
+            self.say(Ordered(command))
+
+    def dismiss(self) -> None:
+        """There is no such agent any more: its token is none."""
+        self._denied_for = "deleted"
+        if not self._is_gone:
+            self.perform(self.session.denied())
 
     # -- what it is delivered
 
@@ -483,6 +507,7 @@ class Connection:
         self.leave()
         # Whom a restart of ours sends away may come back at once.
         self.give_back(refund=self._node.is_draining and code == frames.SERVICE_RESTART)
+        self._node.residents.leave(self)
         if self._key is not None:
             self._node.door.leave(self, self._key)
         self._node.disconnected(self, code)

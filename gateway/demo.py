@@ -359,5 +359,3 @@ async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
             tasks.create_task(actor.play(stories))
             if agent in AGENTS:
                 tasks.create_task(actor.listen(agent))
-        for agent in AGENTS:
-            await broker.publish(Event(type="agent.online", workspace_id=workspace, agent_id=agent))

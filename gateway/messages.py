@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from broker.commands.command import Command as Order
+from broker.events import Packed
 from broker.filters import Filter
 
 from .reasons import Reason
@@ -113,8 +115,27 @@ class ResumeRuns(NamedTuple):
     since: str | None = None
 
 
+class Said(NamedTuple):
+    """An agent says an event of its own. With `is_nested` its fields stood in `data`, else beside `type`."""
+
+    kind: str
+    fields: dict[str, Any]
+    timestamp: Any = None
+    is_nested: bool = False
+
+
+class Settle(NamedTuple):
+    """An agent says what became of a command: a result, or an error's code and message."""
+
+    command_id: str
+    result: dict[str, Any] | None = None
+    error: tuple[str, str] | None = None
+
+
 RunRequest = StartRun | CancelRun | ResumeRuns
-Request = Authenticate | Subscribe | Unsubscribe | Configure | Command | RunRequest | Ping | Pong | Disconnect
+Request = (
+    Authenticate | Subscribe | Unsubscribe | Configure | Command | RunRequest | Said | Settle | Ping | Pong | Disconnect
+)
 
 
 class Refused(Exception):  # noqa: N818 (a statement, not a fault of ours)
@@ -198,6 +219,12 @@ class StatusSaid(NamedTuple):
     data: dict[str, Any]
 
 
+class Ordered(NamedTuple):
+    """What an agent is to do, for the agent."""
+
+    command: Order
+
+
 class NearLimit(NamedTuple):
     """Of `limit` messages per minute `used` are used up, by this connection or by all of its user's."""
 
@@ -228,6 +255,7 @@ Notice = (
     | PongSent
     | GapSaid
     | StatusSaid
+    | Ordered
     | NearLimit
     | Expiring
     | Farewell
@@ -306,10 +334,23 @@ class Execute(NamedTuple):
     request: RunRequest
 
 
+class Publish(NamedTuple):
+    """Publish what the agent has said, packed, and tell the session with `refused` if that cannot be."""
+
+    said: Said
+    packed: Packed
+
+
+class Answer(NamedTuple):
+    """Settle a command of the agent's, and tell the session with `refused` if that cannot be."""
+
+    settle: Settle
+
+
 class Close(NamedTuple):
     """Say farewell with this."""
 
     reason: Reason
 
 
-Action = Verify | Enter | Take | Tell | Heartbeat | Follow | Sample | Tune | Send | Execute | Close
+Action = Verify | Enter | Take | Tell | Heartbeat | Follow | Sample | Tune | Send | Execute | Publish | Answer | Close

@@ -122,6 +122,11 @@ class Metrics(Collector):
             "ended, or why it could not be",
             "outcome",
         )
+        self.http_requests = Counter(
+            "http_requests",
+            "Requests under /v2, by the status of their answer; left: the client did not wait",
+            "status",
+        )
         self.received = Counter("events_received", "Events that came from Redis")
         self.rejected = Counter(
             "events_rejected", "Messages on our channels that were no valid event, and were dropped"

@@ -27,6 +27,7 @@ from broker.filters import Filter
 from broker.limits import Leases, Place, Windows
 from broker.lines import Gap, Taker
 from broker.patience import pause
+from broker.presence import Sweeper
 
 from . import addresses
 from .auth import Verifier
@@ -50,6 +51,7 @@ from .reasons import (
     UNAVAILABLE,
 )
 from .replay import Replays
+from .residents import Residents
 from .settings import Settings
 from .vitals import Vitals
 from .wire import Refusal, Wire
@@ -82,6 +84,8 @@ class Node(Taker):
         self.name = secrets.token_hex(8)
         self.orders = Orders(broker, self.name, self.metrics, settings.command_seconds)
         self.door = Door(Credentials(broker.redis, broker.keys), self.leases, self.metrics)
+        self.residents = Residents(broker)
+        self.sweeper = Sweeper(broker.redis, broker.keys, broker.presence, self.name)
         self.executions = Executions(broker, self.hub, self.metrics, settings)
         self.vitals = Vitals(broker, self.name, settings, tap=self.tap, queue_length=self._waiting)
         self.wheel: Wheel[Connection] = Wheel(self.now())
@@ -120,6 +124,7 @@ class Node(Taker):
             self.door.run,
             self.orders.run,
             self.vitals.run,
+            self.sweeper.run,
             self.run_clock,
             self.run_checks,
         )

@@ -14,7 +14,10 @@ import msgspec
 
 from broker.catalog import CATALOG
 from broker.commands import NAMES, Reply
+from broker.errors import Invalid
+from broker.events import Event, Packed, pack
 from broker.filters import Filter
+from broker.keyspace import is_id
 from broker.limits import Taken, Window
 from broker.positions import Position
 
@@ -23,6 +26,7 @@ from .dialects import Dialect
 from .limits import Limits
 from .messages import (
     Action,
+    Answer,
     Asked,
     Authenticate,
     CancelRun,
@@ -44,12 +48,15 @@ from .messages import (
     Pong,
     PongSent,
     PoolSaid,
+    Publish,
     Refused,
     Request,
     ResumeRuns,
     RunRequest,
+    Said,
     Sample,
     Send,
+    Settle,
     StartRun,
     StatusSaid,
     Subscribe,
@@ -81,6 +88,7 @@ from .reasons import (
 from .settings import Settings
 
 READ_SCOPE = "events:read"
+WRITE_SCOPE = "events:write"
 COMMAND_SCOPE = "commands:send"
 RUN_SCOPE = "runs:start"
 
@@ -142,8 +150,10 @@ class Session:
     def authenticated(self, claims: Claims, lifetime: float, now: float) -> list[Action]:
         """A token was verified: the first, or one that renews."""
         before, self.claims = self.claims, claims
-        if before is not None and claims.subject != before.subject:
-            return self.denied()  # whose connections and messages are counted does not change
+        if before is not None and (
+            claims.subject != before.subject or self._agent_of(claims) != self._agent_of(before)
+        ):
+            return self.denied()  # whose connection it is, and with whose it is counted, does not change
         self._expires_at = now + lifetime
         self._is_warned = not self._limits.warn_seconds
         if self._has_entered:
@@ -160,6 +170,18 @@ class Session:
         nothing_yet = Filter(workspaces=claims.workspaces, agents=frozenset((claims.agent_id,)), subjects=frozenset())
         self._followed = frozenset((nothing_yet,)), frozenset()
         return [Follow(self._followed[0])]
+
+    @property
+    def agent(self) -> tuple[str, str] | None:
+        """The workspace and the id of the agent whose own connection this is."""
+        return self._agent_of(self.claims) if self.claims is not None else None
+
+    def _agent_of(self, claims: Claims) -> tuple[str, str] | None:
+        if not self._dialect.agents_speak or claims.agent_id is None or WRITE_SCOPE not in claims.scope:
+            return None
+        if len(claims.workspaces) != 1 or not is_id(claims.agent_id):
+            return None  # no agent has such a token
+        return next(iter(claims.workspaces)), claims.agent_id
 
     def denied(self, reason: Reason = INVALID_TOKEN) -> list[Action]:
         """A token was not accepted. What it was is not repeated."""
@@ -285,6 +307,11 @@ class Session:
                 return self._command(request)
             case StartRun() | CancelRun() | ResumeRuns():
                 return self._execute(request)
+            case Said():
+                return [Publish(request, self._pack(request))]
+            case Settle():
+                self._own_agent()
+                return [Answer(request)]
             case Ping():
                 return [Tell(self.pong(now))]
             case Pong():
@@ -388,6 +415,29 @@ class Session:
             return self.unsent(command, COMMAND_FAILED, "The agent did not tell its status")
         return [Tell(StatusSaid(command.agent, status))]
 
+    # -- what an agent says
+
+    def _own_agent(self) -> tuple[str, str]:
+        """Raises `Refused` for everybody else."""
+        if self.agent is None:
+            raise Refused(INVALID_MESSAGE, f"$.type: only an agent's own token with {WRITE_SCOPE} may say this")
+        return self.agent
+
+    def _pack(self, said: Said) -> Packed:
+        """The event of this agent that it says. Raises `Refused`."""
+        workspace, agent = self._own_agent()
+        for name, own in (("agent_id", agent), ("workspace_id", workspace)):
+            if said.fields.get(name, own) != own:
+                raise Refused(FORBIDDEN, f"$.{name}: the token is for another")
+        event = Event(
+            type=said.kind, workspace_id=workspace, agent_id=agent, data=said.fields, timestamp=said.timestamp
+        )
+        try:
+            return pack(event)
+        except Invalid as error:
+            path = error.path if said.is_nested else error.path.replace("$.data", "$", 1)
+            raise Refused(INVALID_MESSAGE, f"{path}: {error.reason}") from None
+
     # -- runs
 
     def _execute(self, request: RunRequest) -> list[Action]:
@@ -397,8 +447,8 @@ class Session:
         self._resumes |= isinstance(request, ResumeRuns)
         return [Execute(request)]
 
-    def refused(self, request: RunRequest, reason: Reason, detail: str = "") -> list[Action]:
-        """What was asked about runs cannot be."""
+    def refused(self, request: Request, reason: Reason, detail: str = "") -> list[Action]:
+        """What was asked about runs, or said by an agent, cannot be."""
         return self._refuse(Refused(reason, detail, request))
 
     # -- what became of its events

@@ -56,7 +56,7 @@ async def told(broker: Broker, workspace: str = WORKSPACE) -> list[Event]:
 
 async def be_present(broker: Broker, *agents: str, workspace: str = WORKSPACE) -> None:
     for agent in agents:
-        await broker.redis.set(broker.keys.presence(workspace, agent), "somebody", px=60_000)
+        await broker.redis.zadd(broker.keys.presence(workspace), {agent: 9e12})
 
 
 async def names(broker: Broker, workspaces: frozenset[str] = OURS, **asked: Any) -> list[str]:
@@ -321,7 +321,7 @@ async def test_a_status_is_what_the_agent_said_last_if_that_is_error_else_its_pr
         assert await status() == "online"
         await broker.publish(status_event(agent_id, "error", timestamp="2026-03-27T10:30:45Z"))
         assert await status() == "error"
-        await broker.redis.delete(broker.keys.presence(WORKSPACE, agent_id))
+        await broker.redis.zadd(broker.keys.presence(WORKSPACE), {agent_id: 1})
         assert await status() == "error"
         await broker.publish(Event(type="agent.online", workspace_id=WORKSPACE, agent_id=agent_id))
         assert await status() == "error"

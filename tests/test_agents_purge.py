@@ -58,7 +58,7 @@ async def live_with(broker: Broker, agent: str, execution: str) -> str:
     """Give an agent everything that there is of one; answers an API key of its own."""
     redis, keys = broker.redis, broker.keys
     await broker.publish_many([progress(step, agent) for step in range(3)])
-    await redis.set(keys.presence(WORKSPACE, agent), "listener")
+    await redis.set(keys.listening(WORKSPACE, agent), "listener")
     body = {"key": f"key-{agent}", "node": "n1", "request_id": "r", "name": "stop", "parameters": {}, "sender": "u"}
     command = b'{"deadline":9000000000000,' + pack_command(**body)  # type: ignore[arg-type]
     await redis.xadd(keys.commands(WORKSPACE, agent), {"c": command})
@@ -67,6 +67,7 @@ async def live_with(broker: Broker, agent: str, execution: str) -> str:
     await redis.xadd(keys.runs(WORKSPACE, agent), {"x": execution})
     for run, state in ((execution, "running"), (f"{execution}-old", "completed")):
         await redis.hset(keys.run(WORKSPACE, run), mapping={"endpoint": agent, "state": state})
+        await redis.set(keys.end(WORKSPACE, run), "1-0 …")
     await redis.zadd(keys.queued(WORKSPACE), {execution: 9e12})
     for name in (keys.held, keys.served):
         await redis.zadd(name(WORKSPACE, agent), {execution: 9e12})
@@ -326,14 +327,16 @@ async def test_a_run_of_a_deleted_agent_ends_all_the_same(redis_url: str, prefix
         agent = await made(broker)
         await broker.agents.delete(OURS, agent)
         run, held = broker.keys.run(WORKSPACE, "exec_1"), broker.keys.held(WORKSPACE, agent)
+        end = broker.keys.end(WORKSPACE, "exec_1")
         await broker.redis.hset(run, mapping={"holder": "h", "state": "running"})
         ended = Event(
             type="execution_completed", workspace_id=WORKSPACE, agent_id=agent, data={"execution_id": "exec_1"}
         )
-        promise = broker.producer.send(pack(ended), Fence(run, held, "h", "exec_1", "completed"))
+        promise = broker.producer.send(pack(ended), Fence(run, held, end, "h", "exec_1", "completed"))
         await until(promise.done)
         assert promise.result() is None
         assert await broker.redis.hgetall(run) == {b"state": b"completed"}
+        assert not await broker.redis.exists(end)
 
 
 async def test_what_is_kept_of_deleted_agents_ends(redis_url: str, prefix: str) -> None:

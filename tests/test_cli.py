@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from broker import Broker, Event
+from broker.agents.model import Draft
 from broker.credentials import Credentials, Outcome, Verdict
 from broker.events import MAX_EVENT_BYTES
 from broker.positions import is_after, parse
@@ -263,6 +264,76 @@ async def test_what_cannot_be_done_with_a_key_is_said_in_one_line(shell: Shell) 
     for ended in await asyncio.gather(shell.run("key"), shell.run("key", "create"), shell.run("key", "revoke")):
         assert ended.status == 2
         assert "--help" in ended.complaint
+
+
+# -- agent
+
+
+async def test_an_agents_pairing_key_stands_alone_on_the_last_line_and_pairs_it(shell: Shell, broker: Broker) -> None:
+    soul, shield = {"role": "Engineer"}, {"commands": {"blocked_patterns": ["rm -rf"]}}
+    ended = await shell.run(
+        "agent", "create", "Data Bot", "--workspace", WORKSPACE, "--soul", json.dumps(soul), "--shield",
+        json.dumps(shield),
+    )  # fmt: skip
+    assert (ended.status, ended.err, len(ended.lines)) == (0, "", 2)
+    agent_id = ended.lines[0].split()[0]
+    paired = await broker.agents.pair(ended.lines[1])
+    assert (paired.agent_id, paired.workspace, paired.name) == (agent_id, WORKSPACE, "Data Bot")
+    shown = await shell.run("agent", "show", agent_id, "--workspace", WORKSPACE, "--json")
+    agent = json.loads(shown.out)
+    assert (agent["id"], agent["mode"], agent["soul"]) == (agent_id, "computer", soul)
+    assert agent["shield"] == {"version": "2.0"} | shield
+    shown = await shell.run("agent", "show", agent_id, "--workspace", WORKSPACE)
+    assert ["name", "Data", "Bot"] in [line.split() for line in shown.lines]
+    assert '"role": "Engineer"' in shown.out
+    one_line = await shell.run("agent", "create", "Tea", "--workspace", WORKSPACE, "--json")
+    created = json.loads(one_line.out)
+    assert (await broker.agents.pair(created["pairing_key"])).agent_id == created["id"]
+
+
+async def test_agents_are_listed_for_people_and_for_programs_until_they_are_deleted(
+    shell: Shell, broker: Broker
+) -> None:
+    first, second = [
+        (await broker.agents.create(WORKSPACE, Draft(name=name, workspace_id=WORKSPACE))).id for name in ("A", "B")
+    ]
+    await broker.agents.present(first, workspace_id=WORKSPACE)
+    await broker.agents.create("ws-other", Draft(name="C", workspace_id="ws-other"))
+    listing = ("agent", "list", "--workspace", WORKSPACE)
+    table, lines, online = await asyncio.gather(
+        shell.run(*listing), shell.run(*listing, "--json"), shell.run(*listing, "--json", "--status", "online")
+    )
+    columns = ["id", "name", "status", "workspace_id", "mode", "last_activity", "credits_used"]
+    assert [row.split()[:3] for row in table.lines] == [columns[:3], [second, "B", "offline"], [first, "A", "online"]]
+    assert table.lines[1].split()[-1] == "0"
+    assert [list(json.loads(line)) for line in lines.lines] == [columns] * 2
+    assert [json.loads(line)["id"] for line in online.lines] == [first]
+    gone = await shell.run("agent", "delete", first, "--workspace", WORKSPACE, "--purge")
+    assert (gone.status, gone.out) == (0, f"{first} is deleted\n")
+    left = await shell.run(*listing, "--json")
+    assert [json.loads(line)["id"] for line in left.lines] == [second]
+
+
+async def test_a_long_list_of_agents_is_whole(shell: Shell, broker: Broker) -> None:
+    made = [(await broker.agents.create(WORKSPACE, Draft(name="A", workspace_id=WORKSPACE))).id for _ in range(101)]
+    ended = await shell.run("agent", "list", "--workspace", WORKSPACE, "--json")
+    assert [json.loads(line)["id"] for line in ended.lines] == made[::-1]
+
+
+async def test_what_cannot_be_done_with_an_agent_is_said_in_one_line(shell: Shell) -> None:
+    where = ("--workspace", WORKSPACE)
+    unknown, missing, soul, shield, nameless = await asyncio.gather(
+        shell.run("agent", "show", "agent-0", *where),
+        shell.run("agent", "delete", "agent-0", *where),
+        shell.run("agent", "create", "A", *where, "--soul", "[1]"),
+        shell.run("agent", "create", "A", *where, "--shield", '{"filesystem":{"allowed_paths":["x"]}}'),
+        shell.run("agent", "create", "", *where),
+    )
+    for ended in (unknown, missing):
+        assert "agent list" in ended.complaint
+    assert "--soul" in soul.complaint
+    assert "$.shield.filesystem.allowed_paths[0]" in shield.complaint
+    assert "$.name" in nameless.complaint
 
 
 # -- publish one

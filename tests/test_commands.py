@@ -37,7 +37,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats and ends that tests can wait for."""
     monkeypatch.setattr(listener, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(listener, "IDLE_SECONDS", 0.5)
-    monkeypatch.setattr(listener, "PRESENCE_SECONDS", 1.5)
+    monkeypatch.setattr(listener, "LISTENING_SECONDS", 1.5)
     monkeypatch.setattr(listener, "BLOCK_MS", 50)
     monkeypatch.setattr(commander, "BLOCK_MS", 50)
 
@@ -51,7 +51,7 @@ class Sender:
     async def send(self, name: str = "stop", agent: str = AGENT, seconds: float = 20.0, **more: Any) -> str:
         """As soon as somebody listens."""
         workspace = more.pop("workspace", WORKSPACE)
-        presence = self.keys.presence(workspace, agent)
+        presence = self.keys.listening(workspace, agent)
         await until(lambda: self.redis.exists(presence))
         return await self.command(name, agent, seconds, workspace=workspace, **more)
 
@@ -240,7 +240,7 @@ async def test_an_agent_that_nobody_ever_heard_of_is_unknown_and_one_that_left_i
 
 
 async def _is_gone(sender: Sender, agent: str) -> bool:
-    return not await sender.redis.exists(sender.keys.presence(WORKSPACE, agent))
+    return not await sender.redis.exists(sender.keys.listening(WORKSPACE, agent))
 
 
 async def test_the_workspaces_where_an_agent_is_known_are_found(redis_url: str, prefix: str) -> None:
@@ -250,7 +250,7 @@ async def test_the_workspaces_where_an_agent_is_known_are_found(redis_url: str, 
         listening(broker, workspace="ws-2"),
     ):
         await broker.publish(Event(type="agent.online", workspace_id="ws-4", agent_id=AGENT))
-        await until(lambda: sender.redis.exists(sender.keys.presence("ws-2", AGENT)))
+        await until(lambda: sender.redis.exists(sender.keys.listening("ws-2", AGENT)))
         assert await sender.commander.find(["ws-1", "ws-2", "ws-3", "ws-4"], AGENT) == ["ws-2", "ws-4"]
         assert await sender.commander.find([], AGENT) == []
         with pytest.raises(Invalid, match=r"^agent_id"):
@@ -335,7 +335,7 @@ async def test_a_redis_that_is_away_or_silent_makes_senders_hear_unavailable(
 ) -> None:
     monkeypatch.setattr(commander, "PATIENCE_SECONDS", 0.3)
     async with proxy(redis.port) as middle, sending(middle.url, prefix) as sender:
-        await sender.redis.set(sender.keys.presence(WORKSPACE, AGENT), "somebody")
+        await sender.redis.set(sender.keys.listening(WORKSPACE, AGENT), "somebody")
         await sender.send()
         calls: list[Callable[[], Any]] = [
             sender.command,
@@ -625,7 +625,7 @@ async def test_a_command_past_its_deadline_is_never_handed_out_though_nobody_wit
         Broker.connect(redis_url, prefix=prefix) as broker,
         sending(redis_url, prefix, is_running=False) as sender,
     ):
-        presence = sender.keys.presence(WORKSPACE, AGENT)
+        presence = sender.keys.listening(WORKSPACE, AGENT)
         await sender.redis.set(presence, "somebody")
         for number in range(30):
             await sender.send(seconds=0.1, parameters={"number": number})
@@ -701,7 +701,7 @@ async def test_a_reply_that_is_faster_than_the_answer_to_its_sender_waits_for_it
         sending(redis_url, prefix) as sender,
         listening(broker) as given,
     ):
-        await until(lambda: sender.redis.exists(sender.keys.presence(WORKSPACE, AGENT)))
+        await until(lambda: sender.redis.exists(sender.keys.listening(WORKSPACE, AGENT)))
         run = sender.commander._command.run
 
         async def slow(keys: Any, arguments: Any) -> Any:
@@ -747,7 +747,7 @@ async def test_an_agent_is_present_while_somebody_listens(redis_url: str, prefix
         Broker.connect(redis_url, prefix=prefix) as elsewhere,
         sending(redis_url, prefix) as sender,
     ):
-        presence = sender.keys.presence(WORKSPACE, AGENT)
+        presence = sender.keys.listening(WORKSPACE, AGENT)
         async with listening(broker):
             await until(lambda: sender.redis.exists(presence))
             async with listening(elsewhere):
@@ -908,7 +908,7 @@ async def test_timeouts_are_told_while_redis_is_away(prefix: str) -> None:
 async def test_a_command_is_one_round_trip(prefix: str) -> None:
     with private_redis() as redis:
         async with sending(redis.url, prefix, is_running=False) as sender:
-            await sender.redis.set(sender.keys.presence(WORKSPACE, AGENT), "somebody")
+            await sender.redis.set(sender.keys.listening(WORKSPACE, AGENT), "somebody")
             await sender.command()
             await sender.redis.config_resetstat()
             for _ in range(10):
@@ -922,7 +922,20 @@ async def test_a_command_is_one_round_trip(prefix: str) -> None:
 
 def _is_inside(name: str) -> bool:
     """What scripts call, and what connecting does."""
-    inside = ("exists", "xlen", "time", "xadd", "expire", "zadd", "client", "hello", "select", "info")
+    inside = (
+        "exists",
+        "xlen",
+        "time",
+        "xadd",
+        "expire",
+        "zadd",
+        "zscore",
+        "hmget",
+        "client",
+        "hello",
+        "select",
+        "info",
+    )
     return name.removeprefix("cmdstat_").partition("|")[0] in inside
 
 
@@ -935,6 +948,7 @@ async def test_keys_do_not_outlive_their_use(redis_url: str, prefix: str) -> Non
         await sender.send()
         await (await first(given))[0].done()
         await sender.send()
-        names = [name async for name in sender.redis.scan_iter(f"{prefix}:*")]
-        assert len(names) == 4  # stream, presence, waiting, replies
+        kinds = ("commands", "listening", "waiting", "replies")
+        names = [name async for name in sender.redis.scan_iter(f"{prefix}:*") if name.decode().split(":")[1] in kinds]
+        assert len(names) == len(kinds)
         assert all([0 < await sender.redis.ttl(name) <= 3600 for name in names])

@@ -63,7 +63,7 @@ async def playing(url: str, prefix: str) -> AsyncIterator[Stage]:
         commander = Commander(broker.redis, where, Keyspace(prefix), "n1", replies.append)
         tasks = [asyncio.create_task(demo.perform(broker)), asyncio.create_task(commander.run())]
         try:
-            await until(lambda: broker.redis.exists(broker.keys.presence(WORKSPACE, AGENT)))
+            await until(lambda: broker.redis.exists(broker.keys.listening(WORKSPACE, AGENT)))
             yield Stage(broker, commander, replies)
         finally:
             for task in tasks:

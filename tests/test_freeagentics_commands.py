@@ -56,7 +56,7 @@ async def stage(quiet_node: Node) -> AsyncIterator[Stage]:
     try:
         keys = Keyspace(quiet_node.prefix)
         async with redis.asyncio.from_url(quiet_node.redis_url) as plain:
-            await until(lambda: plain.exists(keys.presence(workspace, agent)), 20, "the agent listens")
+            await until(lambda: plain.exists(keys.listening(workspace, agent)), 20, "the agent listens")
         yield Stage(quiet_node, workspace, agent, process.pid)
     finally:
         process.kill()
@@ -210,12 +210,12 @@ async def test_an_agent_that_listens_no_longer_is_offline(start_node: StartNode)
                 await each.done({"new_status": "idle"})
 
         listening = asyncio.create_task(listen())
-        await until(lambda: broker.redis.exists(broker.keys.presence("ws-456", "agent_9")))
+        await until(lambda: broker.redis.exists(broker.keys.listening("ws-456", "agent_9")))
         await client.send(command("get_status", "agent_9"))
         assert (await client.receive())["type"] == "agent_status"
         listening.cancel()
         await asyncio.wait([listening])
-        await until(lambda: absent(broker.redis, broker.keys.presence("ws-456", "agent_9")))
+        await until(lambda: absent(broker.redis, broker.keys.listening("ws-456", "agent_9")))
         assert (await failure(client, command("get_status", "agent_9")))["error_code"] == "AGENT_OFFLINE"
 
 
@@ -232,7 +232,7 @@ async def test_the_demo_agents_obey(tmp_path: Path) -> None:
     try:
         await until(lambda: "Ctrl-C ends all of it" in dev.output, 20)
         async with redis.asyncio.from_url(dev.said(r"^  Redis +(\S+)$")) as plain:
-            presence = Keyspace("trunkline").presence("ws-456", "agent-456")
+            presence = Keyspace("trunkline").listening("ws-456", "agent-456")
             await until(lambda: plain.exists(presence), what="the agent listens")
         credentials = dev.said(r"^(eyJ\S+)$")
         url = f"ws://127.0.0.1:{dev.port}/api/v1/ws?token={credentials}"

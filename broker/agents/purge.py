@@ -45,7 +45,7 @@ class Purge:
             await self._api_keys(workspace, agent)
         keys = self._keys
         kinds = (
-            keys.presence,
+            keys.listening,
             keys.commands,
             keys.runs,
             keys.held,
@@ -88,9 +88,10 @@ class Purge:
             owners: Any = await self._owners(names)
             gone = [name for name, owner in zip(names, owners, strict=True) if owner == agent.encode()]
             executions = [name.removeprefix(first.encode()) for name in gone]
+            ends = [self._keys.end(workspace, execution.decode()) for execution in executions]
             if gone:
                 await ask(lambda executions=executions: self._redis.zrem(self._keys.queued(workspace), *executions))  # type: ignore[misc]
-                await self._delete(*gone)
+                await self._delete(*gone, *ends)
         async for names in self._scan(self._keys.connection(workspace, agent, "")):
             await self._delete(*names)
 

@@ -76,10 +76,10 @@ class Record(NamedTuple):
         )
 
 
-def read(workspace: str, agent_id: str, values: Sequence[bytes | None], is_present: object) -> Record:
+def read(workspace: str, agent_id: str, values: Sequence[bytes | None], is_present: bool) -> Record:
     """A record of what Redis answered for `FIELDS`."""
     fields = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
-    return Record(workspace, agent_id, fields, bool(is_present))
+    return Record(workspace, agent_id, fields, is_present)
 
 
 def _document(raw: bytes) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Agents:
     def __init__(self, broker: "Broker") -> None:
         self._redis = broker.redis
         self._keys = broker.keys
+        self._presence = broker.presence
+        self._workspace_id = broker.workspace_id
         self._bounds = (broker.log_events, broker.log_seconds, STATE_SECONDS, "PUBLISH")
         self._register, self._list, self._pair = (Script(broker.redis, name) for name in ("register", "list", "pair"))
         self._purge = Purge(broker.redis, broker.keys)
@@ -96,8 +98,8 @@ class Agents:
         stretch = (offset, limit) if len(names) == 1 else (0, offset + limit)
         calls = [
             (
-                [self._keys.agents(name), self._keys.errors(name)],
-                [status or "", *stretch, self._keys.presence(name, "")],
+                [self._keys.agents(name), self._keys.errors(name), self._keys.presence(name)],
+                [status or "", *stretch],
             )
             for name in names
         ]
@@ -162,6 +164,21 @@ class Agents:
         await ask(lambda: self._redis.delete(name))
         return Paired(agent_id, workspace, paired.decode())
 
+    async def present(self, agent_id: str, *, workspace_id: str | None = None) -> None:
+        """A sign of life: the agent is online for 15 s from now. Call it every 5 s, for as long as it lives.
+
+        The first one is told as `agent.online`, and that they have ended as `agent.offline`. Listening for commands
+        (`Broker.commands`) and the agent's own WebSocket are signs of life too. Raises `AgentMissing` for one that was
+        deleted. `workspace_id` is the broker's own unless it is told; `Invalid` without any.
+        """
+        workspace = self._workspace_id if workspace_id is None else workspace_id
+        if workspace is None:
+            raise Invalid("workspace_id", "expected one here or in Broker.connect")
+        workspace, agent_id = check_workspace(workspace, "workspace_id"), check_id(agent_id, "agent_id")
+        (is_kept,) = await ask(lambda: self._presence.renew(workspace, [agent_id]))
+        if not is_kept:
+            raise AgentMissing(agent_id)
+
     async def guard(self, agent_id: str, action: "Action", *, workspace_id: str | None = None) -> "Violation | None":
         """What the agent's shield has against `action`, also published as `shield.violation`; None: it may be done.
 
@@ -190,13 +207,15 @@ class Agents:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for workspace, agent_id in agents:
                     pipe.hmget(self._keys.agent(workspace, agent_id), FIELDS)
-                    pipe.exists(self._keys.presence(workspace, agent_id))
+                    pipe.zscore(self._keys.presence(workspace), agent_id)
+                pipe.time()
                 return await pipe.execute()
 
-        answers = await ask(records)
+        *answers, (seconds, microseconds) = await ask(records)
+        now = seconds * 1000 + microseconds // 1000
         return [
-            read(workspace, agent_id, values, is_present)
-            for (workspace, agent_id), values, is_present in zip(agents, answers[::2], answers[1::2], strict=True)
+            read(workspace, agent_id, values, ends is not None and ends > now)
+            for (workspace, agent_id), values, ends in zip(agents, answers[::2], answers[1::2], strict=True)
         ]
 
     async def _change(
@@ -231,14 +250,23 @@ class Agents:
     ) -> str:
         """One call of register.lua, which tells everybody `said`; answers its outcome."""
         keys = self._keys
-        event = pack(Event(type=f"agent_{action}d", workspace_id=workspace, agent_id=agent_id, data=dict(said)))
+        event = _told(f"agent_{action}d", workspace, agent_id, said)
         names = [keys.agent(workspace, agent_id), keys.agents(workspace), keys.errors(workspace)]
         names += [keys.deleted(workspace), keys.log(workspace), keys.workspace(workspace)]
+        names += [keys.presence(workspace), keys.farewells(workspace)]
         arguments: Any = [action, agent_id, secrets.token_hex(8), version, *self._bounds]
-        arguments += [keys.channel(workspace), keys.channel(workspace, agent_id), event.stamp + event.rest]
+        arguments += [keys.channel(workspace), keys.channel(workspace, agent_id), event]
+        if action == "delete":
+            arguments.append(_told("agent.offline", workspace, agent_id, {"reason": "Agent deleted"}))
         arguments += [part for field in (fields or {}).items() for part in field]
         outcome = await ask(lambda: self._register.run(names, arguments))
         return str(outcome.decode())
+
+
+def _told(kind: str, workspace: str, agent_id: str, said: Mapping[str, object]) -> bytes:
+    """An event as register.lua wants it."""
+    packed = pack(Event(type=kind, workspace_id=workspace, agent_id=agent_id, data=dict(said)))
+    return packed.stamp + packed.rest
 
 
 def _checked_name(name: object) -> str:

@@ -85,6 +85,7 @@ class Inbox:
         self.takers: set[object] = set()
         self.stirred = asyncio.Event()  # something came, or the listener has ended
         self.is_joined = False  # Redis knows that we listen, since the connection was made
+        self.is_deleted = False  # there is no such agent any more
         self._queue: deque[Held] = deque()
 
     @property

@@ -111,7 +111,10 @@ class Commander:
             names = self._names(workspace, agent_id)
             terms = (round(seconds * 1000), MAX_QUEUED, STREAM_SECONDS)
             outcome, entry = await _answer(
-                self._command.run([*names, self._keys.waiting(workspace)], [key, *terms, body, self._latest()])
+                self._command.run(
+                    [*names, self._keys.waiting(workspace), self._keys.deleted(workspace)],
+                    [key, *terms, body, self._latest(), agent_id],
+                )
             )
             _check(outcome.decode())
         except BaseException:
@@ -211,7 +214,7 @@ class Commander:
     def _names(self, workspace: str, agent: str) -> Sequence[str]:
         """By which an agent is known."""
         keys = self._keys
-        return keys.presence(workspace, agent), keys.agent(workspace, agent), keys.commands(workspace, agent)
+        return keys.listening(workspace, agent), keys.agent(workspace, agent), keys.commands(workspace, agent)
 
 
 def _check(outcome: str) -> None:

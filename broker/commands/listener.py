@@ -2,9 +2,11 @@
 
 Rounds     One task over one connection of its own goes round: leave for those who left, beat, drop what is overdue,
            read what is new (blocking for `BLOCK_MS`). A program may serve a thousand agents with it.
-Beats      Every `BEAT_SECONDS`, and as soon as an agent is new, listen.lua renews the agent's presence, keeps what is
+Beats      Every `BEAT_SECONDS`, and as soon as an agent is new, listen.lua says that somebody listens, keeps what is
            held from being taken over, and takes over what a dead listener held: idle for `IDLE_SECONDS`. Since reads
            and beats go over the same connection one after the other, what is on the way is never taken for lost.
+           Each beat is also a sign of life (presence.py). Of an agent that was deleted it makes nothing: who listens
+           for it is told no more.
 Outages    After any error every agent is new again: listen.lua makes what Redis lost and brings what was on the way.
 Deadlines  Redis' time, as every answer to a beat or a read tells it.
 """
@@ -13,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from functools import partial
 from time import monotonic
 
@@ -24,6 +26,7 @@ from .. import address as addresses
 from ..errors import Invalid
 from ..keyspace import Keyspace
 from ..patience import pause
+from ..presence import BEAT_SECONDS, Presence
 from ..script import Script
 from .command import Command, Inbox
 from .exchange import unpack_command
@@ -31,9 +34,8 @@ from .settling import Settler
 
 logger = logging.getLogger("trunkline.commands")
 
-BEAT_SECONDS = 5.0
 IDLE_SECONDS = 15.0
-PRESENCE_SECONDS = 15.0
+LISTENING_SECONDS = 15.0
 BLOCK_MS = 500
 READ_COMMANDS = 20  # of each agent, at a time
 
@@ -51,10 +53,13 @@ Fields = list[bytes] | dict[bytes, bytes]
 class Listener:
     """One workspace's agents in this process. Its task lives as long as the broker."""
 
-    def __init__(self, redis: Redis, address: addresses.Address, keys: Keyspace, workspace: str) -> None:
+    def __init__(
+        self, redis: Redis, address: addresses.Address, keys: Keyspace, presence: Presence, workspace: str
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.workspace = workspace
         self._keys = keys
+        self._presence = presence
         self._settler = Settler(redis, keys, workspace, self._now)
         self._farewell = Script(redis, "leave")
         self._redis = addresses.client(address, "trunkline-commands")
@@ -69,7 +74,10 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
 
     async def commands(self, agent: str) -> AsyncGenerator[Command, None]:
-        """The commands of `agent`, until the iterator is closed; all that iterate for one agent share them."""
+        """The commands of `agent`, until the iterator is closed; all that iterate for one agent share them.
+
+        It also ends when the agent is deleted.
+        """
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         inbox = self._inboxes.setdefault(agent, Inbox(agent))
@@ -77,16 +85,16 @@ class Listener:
         inbox.takers.add(taker)
         self._stirred.set()
         try:
-            while not self._task.done():
+            while not (self._task.done() or inbox.is_deleted):
                 inbox.stirred.clear()
                 while (command := inbox.take(taker, self._now())) is not None:
                     yield command
                 await inbox.stirred.wait()
-            if not self._task.cancelled():
+            if self._task.done() and not self._task.cancelled():
                 self._task.result()  # a bug of ours
         finally:
             # No wait here: whoever leaves may be cancelled, or collected.
-            if inbox.leave(taker):
+            if inbox.leave(taker) and self._inboxes.get(agent) is inbox:
                 del self._inboxes[agent]
                 self._left.add(agent)
                 self._stirred.set()
@@ -137,11 +145,12 @@ class Listener:
         await self._drop()
         await self._read()
 
-    async def _tell_left(self, leave: Script, agents: Iterable[str]) -> None:
+    async def _tell_left(self, leave: Script, agents: Sequence[str]) -> None:
         arguments = (self.id, _ms(IDLE_SECONDS), _ms(BEAT_SECONDS + 1))
-        calls = [(self._names(agent), arguments) for agent in agents]
+        calls = [(self._names(agent)[:2], arguments) for agent in agents]
         if calls:
             await leave.run_many(calls)
+            await self._presence.leave(self.workspace, agents)
 
     async def _beat(self) -> None:
         """One round trip for all agents, when it is time; else for the new ones."""
@@ -150,16 +159,27 @@ class Listener:
         inboxes = [inbox for inbox in self._inboxes.values() if is_time or not inbox.is_joined]
         if not inboxes:
             return
-        terms = (self.id, _ms(PRESENCE_SECONDS), STREAM_SECONDS, _ms(IDLE_SECONDS))
+        await self._presence.renew(self.workspace, [inbox.agent for inbox in inboxes])
+        terms = (self.id, _ms(LISTENING_SECONDS), STREAM_SECONDS, _ms(IDLE_SECONDS))
         answers = await self._listen.run_many(
-            [(self._names(inbox.agent), (*terms, inbox.room, *inbox.held)) for inbox in inboxes]
+            [(self._names(inbox.agent), (*terms, inbox.room, inbox.agent, *inbox.held)) for inbox in inboxes]
         )
         if is_time:
             self._beat_at = now + BEAT_SECONDS
-        for inbox, (time, entries) in zip(inboxes, answers, strict=True):
+        for inbox, (time, *entries) in zip(inboxes, answers, strict=True):
             self._tick(int(time))
-            inbox.is_joined = True
-            self._take(inbox, entries)
+            if entries:
+                inbox.is_joined = True
+                self._take(inbox, entries[0])
+            else:
+                self._end(inbox)
+
+    def _end(self, inbox: Inbox) -> None:
+        """Its agent was deleted."""
+        inbox.is_deleted = True
+        inbox.stirred.set()
+        if self._inboxes.get(inbox.agent) is inbox:
+            del self._inboxes[inbox.agent]
 
     async def _drop(self) -> None:
         """Take what is past its deadline away: nobody waits for it."""
@@ -241,8 +261,14 @@ class Listener:
 
     # -- small things
 
-    def _names(self, agent: str) -> tuple[str, str]:
-        return self._keys.commands(self.workspace, agent), self._keys.presence(self.workspace, agent)
+    def _names(self, agent: str) -> Sequence[str]:
+        keys, workspace = self._keys, self.workspace
+        return (
+            keys.commands(workspace, agent),
+            keys.listening(workspace, agent),
+            keys.agent(workspace, agent),
+            keys.deleted(workspace),
+        )
 
     def _tick(self, time: int) -> None:
         self._ahead = time - monotonic() * 1000

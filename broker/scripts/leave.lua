@@ -1,11 +1,11 @@
--- A listener goes: what it leaves unsettled may be taken over at once, and its presence ends.
+-- A listener goes: what it leaves unsettled may be taken over at once, and it is taken to listen no more.
 --
--- KEYS  1 command stream   2 presence
--- ARGV  1 listener   2 idle ms after which others take over   3 ms in which another listener renews the presence
+-- KEYS  1 command stream   2 listening
+-- ARGV  1 listener   2 idle ms after which others take over   3 ms in which another listener renews that
 -- Answer  the number of commands that it left
--- Example EVALSHA … 2 trunkline:commands:{ws}:a1 trunkline:presence:{ws}:a1 l1 15000 6000 → 0
+-- Example EVALSHA … 2 trunkline:commands:{ws}:a1 trunkline:listening:{ws}:a1 l1 15000 6000 → 0
 
-local stream, presence, listener = KEYS[1], KEYS[2], ARGV[1]
+local stream, listening, listener = KEYS[1], KEYS[2], ARGV[1]
 
 local left, others = 0, false
 -- Without the stream or its group there is nothing to leave: an error table, with no numbered part.
@@ -22,7 +22,7 @@ for _, fields in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, 'agent')) do
 end
 
 -- Another that listens renews it in time, if it lives.
-if redis.call('GET', presence) == listener then
-  if others then redis.call('PEXPIRE', presence, ARGV[3]) else redis.call('DEL', presence) end
+if redis.call('GET', listening) == listener then
+  if others then redis.call('PEXPIRE', listening, ARGV[3]) else redis.call('DEL', listening) end
 end
 return left

@@ -86,8 +86,9 @@ local function end_run(kind, position, entry)
   redis.call('HDEL', run, 'holder', 'body')
   redis.call('EXPIRE', run, ARGV[4])
   redis.call('ZREM', held, execution)
-  -- Who asks for it later must hear how it ended, whatever else has pushed that out of the log.
-  redis.call('SET', KEYS[index + 2], position .. ' ' .. entry, 'EX', ARGV[3])
+  -- Who asks for it later must hear how it ended, whatever else has pushed that out of the log. Of an agent that was
+  -- deleted nothing is kept.
+  if position then redis.call('SET', KEYS[index + 2], position .. ' ' .. entry, 'EX', ARGV[3]) end
 end
 
 local positions, messages, is_logged = {}, {}, {}

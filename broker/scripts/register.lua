@@ -1,18 +1,20 @@
 -- Make, change or delete an agent of the registry and tell everybody, as one step.
 --
--- KEYS  1 agent hash   2 agents   3 errors   4 deleted   5 log   6 workspace
+-- KEYS  1 agent hash   2 agents   3 errors   4 deleted   5 log   6 workspace   7 presence   8 farewells
 -- ARGV  1 'create', 'update' or 'delete'   2 agent   3 a random name of this call   4 the call whose outcome an update
 --       changes; '' for the others         5 log_events   6 log_seconds   7 seconds state lives
 --       8 PUBLISH or SPUBLISH   9 channel of the workspace   10 channel of the agent
 --       11 the event that tells of it: its JSON without its opening brace, as for publish.lua
---       12.. fields and values that are set in the agent's hash; none for 'delete'
+--       12.. fields and values that are set in the agent's hash; for 'delete' instead the event that is told before
+--       the other of an agent that is present
 -- Answer  'done', also when the same call comes again; 'missing': there is no such agent; 'changed': another call came
 --         before this one. Unless it is done nothing has happened.
--- Example EVALSHA … 6 trunkline:agent:{ws}:agent-1 trunkline:agents:{ws} trunkline:errors:{ws} trunkline:deleted:{ws}
---           trunkline:log:{ws} trunkline:workspace:{ws} update agent-1 9f 7c 10000 3600 604800 PUBLISH
+-- Example EVALSHA … 8 trunkline:agent:{ws}:agent-1 trunkline:agents:{ws} trunkline:errors:{ws} trunkline:deleted:{ws}
+--           trunkline:log:{ws} trunkline:workspace:{ws} trunkline:presence:{ws} trunkline:farewells:{ws} update agent-1 9f 7c 10000 3600 604800 PUBLISH
 --           trunkline:events:{ws} trunkline:events:{ws}:agent-1 '"type":"agent_updated",…}' name Alpha → "done"
 
 local agent, agents, errors, deleted, log, workspace = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local presence, farewells = KEYS[7], KEYS[8]
 local action, name, call = ARGV[1], ARGV[2], ARGV[3]
 
 -- `calls` are the last ones that changed the agent, newest first: so many may come between a call and its repetition.
@@ -32,15 +34,22 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function text(number) return string.format('%.0f', number) end
 
--- The event goes the way of all events (publish.lua).
-local newest = redis.call('HGET', workspace, 'position') or '0-0'
-local next_id = '*'
-if newest ~= '0-0' and redis.call('EXISTS', log) == 0 then
-  local milliseconds, sequence = string.match(newest, '(%d+)-(%d+)')
-  if tonumber(milliseconds) >= now then next_id = milliseconds .. '-' .. text(sequence + 1) end
+-- An event goes the way of all events (publish.lua).
+local newest, position = redis.call('HGET', workspace, 'position') or '0-0', known[4] or '0-0'
+local messages = {}
+local function tell(body)
+  local next_id = '*'
+  if newest ~= '0-0' and redis.call('EXISTS', log) == 0 then
+    local milliseconds, sequence = string.match(newest, '(%d+)-(%d+)')
+    if tonumber(milliseconds) >= now then next_id = milliseconds .. '-' .. text(sequence + 1) end
+  end
+  local entry = '"prev":"' .. newest .. '","agent_prev":"' .. position .. '",' .. body
+  position = redis.call('XADD', log, 'MAXLEN', '=', ARGV[5], next_id, 'e', entry)
+  newest = position
+  messages[#messages + 1] = '{"id":"' .. position .. '",' .. entry
 end
-local entry = '"prev":"' .. newest .. '","agent_prev":"' .. (known[4] or '0-0') .. '",' .. ARGV[11]
-local position = redis.call('XADD', log, 'MAXLEN', '=', ARGV[5], next_id, 'e', entry)
+if action == 'delete' and redis.call('ZSCORE', presence, name) then tell(ARGV[12]) end
+tell(ARGV[11])
 redis.call('XTRIM', log, 'MINID', '=', text(now - ARGV[6] * 1000))
 redis.call('EXPIRE', log, ARGV[6])
 redis.call('HSET', workspace, 'position', position)
@@ -53,6 +62,8 @@ if action == 'delete' then
   redis.call('EXPIRE', agent, ARGV[7])
   redis.call('ZREM', agents, name)
   redis.call('SREM', errors, name)
+  redis.call('ZREM', presence, name)
+  redis.call('HDEL', farewells, name)
   redis.call('ZADD', deleted, text(now), name)
   redis.call('ZREMRANGEBYSCORE', deleted, '-inf', text(now - ARGV[7] * 1000))
   redis.call('EXPIRE', deleted, ARGV[7])
@@ -73,7 +84,8 @@ if action == 'create' then
   redis.call('PERSIST', agent)
 end
 
-local message = '{"id":"' .. position .. '",' .. entry
-redis.call(ARGV[8], ARGV[9], message)
-redis.call(ARGV[8], ARGV[10], message)
+for _, message in ipairs(messages) do
+  redis.call(ARGV[8], ARGV[9], message)
+  redis.call(ARGV[8], ARGV[10], message)
+end
 return 'done'

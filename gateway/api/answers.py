@@ -42,7 +42,9 @@ PAYLOAD_TOO_LARGE = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PAYLOAD_TOO_LA
 UNSUPPORTED_MEDIA_TYPE = Problem(
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", "The body is of a type that is not read here"
 )
-UPGRADE_REQUIRED = Problem(HTTPStatus.UPGRADE_REQUIRED, "UPGRADE_REQUIRED", "Connect with ws:// or wss://")
+UPGRADE_REQUIRED = Problem(
+    HTTPStatus.UPGRADE_REQUIRED, "UPGRADE_REQUIRED", "This is a WebSocket: connect with ws:// or wss://"
+)
 RATE_LIMITED = Problem(HTTPStatus.TOO_MANY_REQUESTS, "RATE_LIMITED", "Too many requests")
 INTERNAL = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "Something went wrong on our side")
 UNAVAILABLE = Problem(

@@ -61,6 +61,7 @@ class Front:
         finally:
             # The route, not the path: nothing of ours logs what a client said.
             path = getattr(scope.get("route"), "path", "an unknown path")
+            self._node.metrics.http_requests.add(str(exchange.status or "left"))
             took, status = 1000 * (perf_counter() - started), exchange.status or "left"
             logger.info("%s %s %s in %.1f ms (request %s)", scope["method"], path, status, took, request_id)
 

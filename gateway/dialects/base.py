@@ -31,6 +31,7 @@ class Dialect(NamedTuple):
     `limits` are by profile. A client that brings no token may give it as its first message where that is `token_later`.
     Where clients bring an API key, `knock` reads it from the query and the subprotocols that are offered, and raises
     `Refused`. `refuse` makes the body (JSON) of a refused handshake from a code and a text; None: the text alone.
+    Where `agents_speak`, an agent's own token makes a connection the agent's: it says events, and is given commands.
     `deflated` is the variant of who has switched compression on; None: the dialect has no word to switch it.
     """
 
@@ -43,6 +44,7 @@ class Dialect(NamedTuple):
     say: Callable[[Notice, float], bytes | None]  # and the time, Unix seconds
     subscriptions: Callable[[Limits], Subscriptions]
     token_later: bool = False
+    agents_speak: bool = False
     knock: Callable[[Mapping[str, str], Sequence[str]], Knock] | None = None
     refuse: Callable[[str, str], bytes] | None = None
     deflated: Variant | None = None

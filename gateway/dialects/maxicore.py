@@ -3,6 +3,14 @@
 A client authenticates (query, header or first message), subscribes with filters and receives events. The document
 shows events in two shapes, an envelope with `data` and the fields flat beside `type`; by default both stand in one
 message, and `?envelope=flat` or `?envelope=nested` picks one.
+
+Ours, for agents that come with a token of their own: they say `task.*` in either shape, and are given commands, which
+they answer in the manner of `task.completed` and `task.failed`:
+
+    {"type":"agent.command","command_id":"1790000000000-0","agent_id":"agent-123","command":"update_config",
+     "parameters":{"model":"large-1"},"request_id":"req-1","expires_at":"2026-03-27T10:30:30.000Z"}
+    {"type":"command.completed","command_id":"1790000000000-0","result":{"new_status":"idle"}}
+    {"type":"command.failed","command_id":"1790000000000-0","error":{"code":"CONFIG_REJECTED","message":"no model"}}
 """
 
 from collections.abc import Mapping
@@ -11,7 +19,7 @@ from typing import Annotated, Any
 import msgspec
 
 from broker.catalog import CATALOG
-from broker.events import Carried
+from broker.events import Carried, moment
 
 from ..limits import Limits
 from ..messages import (
@@ -20,12 +28,15 @@ from ..messages import (
     Error,
     GapSaid,
     Notice,
+    Ordered,
     Ping,
     PingSent,
     Pong,
     PongSent,
     Refused,
     Request,
+    Said,
+    Settle,
     Subscribe,
     Unsubscribe,
 )
@@ -72,7 +83,45 @@ class _Pong(msgspec.Struct, tag="pong"):
     pass
 
 
-_decoder = msgspec.json.Decoder(_Auth | _Subscribe | _Unsubscribe | _Ping | _Pong)
+class _Task(msgspec.Struct):
+    """Its fields are judged as an event's, with all that is not in the catalog."""
+
+
+class _TaskStarted(_Task, tag="task.started"):
+    pass
+
+
+class _TaskProgress(_Task, tag="task.progress"):
+    pass
+
+
+class _TaskCompleted(_Task, tag="task.completed"):
+    pass
+
+
+class _TaskFailed(_Task, tag="task.failed"):
+    pass
+
+
+class _CommandCompleted(msgspec.Struct, tag="command.completed"):
+    command_id: str
+    result: dict[str, Any] | None = None
+
+
+class _CommandError(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _CommandFailed(msgspec.Struct, tag="command.failed"):
+    command_id: str
+    error: _CommandError
+
+
+_Tasks = _TaskStarted | _TaskProgress | _TaskCompleted | _TaskFailed
+_decoder = msgspec.json.Decoder(
+    _Auth | _Subscribe | _Unsubscribe | _Ping | _Pong | _Tasks | _CommandCompleted | _CommandFailed
+)
 
 
 def decode(text: str) -> Request:
@@ -87,8 +136,30 @@ def decode(text: str) -> Request:
             return Unsubscribe(_asked(filters))
         case _Ping():
             return Ping()
+        case _CommandCompleted(command, result):
+            return Settle(command, result)
+        case _CommandFailed(command, error):
+            return Settle(command, error=(error.code, error.message))
+        case _Task():
+            return _said(str(message.__struct_config__.tag), text)
         case _:
             return Pong()
+
+
+def _said(kind: str, text: str) -> Said:
+    """An event in one of the shapes of the document, or in both."""
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise Refused(INVALID_MESSAGE, "not JSON that can be carried") from None
+    del fields["type"]
+    timestamp = fields.pop("timestamp", None)
+    if "data" not in fields:
+        return Said(kind, fields, timestamp)
+    data = fields.pop("data")
+    if not isinstance(data, dict):
+        raise Refused(INVALID_MESSAGE, "$.data: expected object")
+    return Said(kind, fields | data, timestamp, is_nested=True)
 
 
 def _asked(filters: _Filters | None) -> Asked:
@@ -174,6 +245,16 @@ def say(notice: Notice, now: float) -> bytes | None:
             message = {"type": "ping"} | ({"event_id": complete} if complete else {})
         case PongSent(_, complete):
             message = {"type": "pong"} | ({"event_id": complete} if complete else {})
+        case Ordered(command):
+            message = {
+                "type": "agent.command",
+                "command_id": command.id,
+                "agent_id": command.agent_id,
+                "command": command.name,
+                "parameters": command.parameters,
+                "request_id": command.request_id,
+                "expires_at": moment(command.deadline),
+            }
         case GapSaid(workspace, since, oldest):
             message = {"type": "resume.gap", "workspace_id": workspace, "since": since, "oldest": oldest}
         case _:
@@ -196,4 +277,5 @@ MAXICORE = Dialect(
     say=say,
     subscriptions=ByFilter,
     token_later=True,
+    agents_speak=True,
 )

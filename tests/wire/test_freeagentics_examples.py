@@ -226,7 +226,7 @@ async def agent(stage: FreeStage, name: str) -> AsyncIterator[asyncio.Queue[Comm
 
     listening = asyncio.create_task(listen())
     try:
-        await until(lambda: stage.broker.redis.exists(stage.broker.keys.presence(stage.workspace, name)))
+        await until(lambda: stage.broker.redis.exists(stage.broker.keys.listening(stage.workspace, name)))
         yield told
     finally:
         listening.cancel()
