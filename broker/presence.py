@@ -6,6 +6,8 @@ Leases    A sign of life is a lease of `GRACE_SECONDS`, by Redis' own time: of a
 Leaving   A goodbye is the last sign of life and says why; what comes within the grace, anywhere, takes it back.
 Sweeping  One elected node looks every second for leases that have ended. The election spares work, no more: the script
           decides and tells as one step, so that two that sweep tell each once.
+Outages   While Redis was away, or no node was there, nobody could give a sign of life. So whoever sweeps waits for the
+          length of a grace first, in which all who live say so: to them nothing has happened.
 Finding   The workspaces in which somebody is present are a set of their own. A name goes in before the lease. It comes
           out before somebody looks for the last time whether anybody is there, and goes back in if so.
 """
@@ -15,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
@@ -52,7 +55,7 @@ class Presence:
     async def renew(self, workspace: str, agents: Sequence[str]) -> list[bool]:
         """The agents live. False for each that was deleted, of which nothing is kept."""
         await self._redis.sadd(self._keys.workspaces, workspace)
-        answers = await self._each(workspace, "renew", TIMED_OUT, agents)
+        answers = await self._each(workspace, "renew", "", agents)
         return [bool(is_kept) for is_kept in answers]
 
     async def leave(self, workspace: str, agents: Sequence[str]) -> None:
@@ -104,6 +107,7 @@ class Sweeper:
         self._node = node
         self._lead = Script(redis, "lead")
         self._is_redis_up = True
+        self._sweeps_from = monotonic() + GRACE_SECONDS
 
     async def run(self) -> None:
         """Sweep whenever this node is elected, until cancelled; then let another node."""
@@ -118,12 +122,14 @@ class Sweeper:
 
     async def _turn(self) -> None:
         try:
-            if await self._contest(LEASE_SECONDS):
+            is_elected = await self._contest(LEASE_SECONDS)
+            if is_elected and monotonic() >= self._sweeps_from:
                 await self._sweep()
         except (RedisError, OSError) as error:
             if self._is_redis_up:
                 logger.warning("cannot look for agents that have gone: %s", type(error).__name__)
             self._is_redis_up = False
+            self._sweeps_from = monotonic() + GRACE_SECONDS
         except Exception:
             logger.exception("a bug: agents that have gone are not told of")
         else:

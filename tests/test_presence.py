@@ -1,7 +1,8 @@
 """Presence: one `agent.online` however many signs of life, one `agent.offline` when they have ended, by Redis' time."""
 
 import asyncio
-import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -11,7 +12,6 @@ from broker import Broker, Event, presence
 from broker.agents import AgentMissing
 from broker.agents.model import Draft
 from broker.commands import listener
-from broker.local import LocalRedis
 from broker.presence import Sweeper
 
 from .support import private_redis, until
@@ -29,6 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(listener, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(listener, "BLOCK_MS", 20)
+    monkeypatch.setattr(listener, "_LONGEST_PAUSE", 0.05)
 
 
 @asynccontextmanager
@@ -127,10 +128,14 @@ async def test_who_comes_back_within_the_grace_has_never_gone(redis_url: str, pr
         assert await told(one) == ["agent.online", "Client timed out"]
 
 
-async def test_who_comes_back_later_has_gone_and_come_though_nobody_swept(redis_url: str, prefix: str) -> None:
+async def test_who_comes_back_before_anybody_was_told_has_never_gone(redis_url: str, prefix: str) -> None:
     async with connected(redis_url, prefix) as broker:
         await broker.agents.present(AGENT)
         await lapse(broker)
+        await broker.agents.present(AGENT)
+        assert await told(broker) == ["agent.online"]
+        await lapse(broker)
+        await broker.presence.sweep([WORKSPACE])
         await broker.agents.present(AGENT)
         assert await told(broker) == ["agent.online", "Client timed out", "agent.online"]
 
@@ -190,25 +195,24 @@ async def _is_forgotten(broker: Broker) -> bool:
     return not await broker.redis.exists(broker.keys.workspaces)
 
 
-async def test_an_outage_of_redis_is_waited_out(prefix: str) -> None:
+async def test_who_lives_through_an_outage_of_redis_has_never_gone(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with private_redis() as redis:
         async with connected(redis.url, prefix, sweepers=2) as broker:
-            await broker.agents.present(AGENT)
-            await _restart(redis)
-            await until(lambda: _answers(broker))
-            await broker.agents.present(AGENT)
+            listening = asyncio.create_task(_listen(broker))
+            await until(lambda: _is_told(broker, 1))
+            before = await broker.redis.zscore(broker.keys.presence(WORKSPACE), AGENT) or 0.0
+            os.kill(redis.pid, signal.SIGSTOP)
+            try:
+                await until(lambda: "cannot look for agents" in caplog.text, 15)
+            finally:
+                os.kill(redis.pid, signal.SIGCONT)
+            await until(lambda: _is_renewed(broker, before + 2000))
+            assert await told(broker) == ["agent.online"]
+            listening.cancel()
             await until(lambda: _is_told(broker, 2))
-
-
-async def _restart(redis: LocalRedis) -> None:
-    await asyncio.to_thread(redis.stop)
-    await asyncio.to_thread(redis.start)
-
-
-async def _answers(broker: Broker) -> bool:
-    with contextlib.suppress(Exception):
-        return bool(await broker.redis.ping())
-    return False
+            assert (await told(broker))[1:] == ["Client disconnected"]
 
 
 # -- listeners

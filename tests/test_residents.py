@@ -78,7 +78,7 @@ async def test_an_agent_is_online_once_with_however_many_sockets_at_two_nodes_an
             assert (await watcher.receive())["type"] == "agent.online"
         await until(lambda: has_left(broker))
         assert await watcher.synchronise() == [], "not within the grace"
-        await until(lambda: _is_swept(broker))
+        await until(lambda: _is_swept(broker), 30, "a grace from the start of the nodes, and the sweep")
         offline = await watcher.receive()
         assert (offline["type"], offline["agent_id"], offline["reason"]) == (
             "agent.offline",

@@ -153,7 +153,7 @@ class Listener:
             await self._presence.leave(self.workspace, agents)
 
     async def _beat(self) -> None:
-        """One round trip for all agents, when it is time; else for the new ones."""
+        """The same few round trips however many agents there are: for all when it is time, else for the new ones."""
         now = monotonic()
         is_time = now >= self._beat_at
         inboxes = [inbox for inbox in self._inboxes.values() if is_time or not inbox.is_joined]

@@ -7,14 +7,14 @@
 --       2 the workspace   3 now, as events write it   4 ms that a lease lives   5 log_events   6 log_seconds
 --       7 seconds state lives   8 PUBLISH or SPUBLISH   9 channel of the workspace
 --       10 the names of agents' hashes up to the agent: they lie in the same slot, and who is swept is not known before
---       11 why they leave; for the others why one has gone that has not said so
+--       11 why they leave; for 'sweep' why one has gone that has not said so
 --       12.. agents; for 'sweep' how many at most
 -- Answer  renew: 1 for each agent, 0 for one that was deleted, of which nothing is kept
 --         leave: for each agent 1 if it was present
 --         sweep: how many leases have ended, and how many are left
 -- Example EVALSHA … 5 trunkline:presence:{ws} trunkline:farewells:{ws} trunkline:deleted:{ws} trunkline:log:{ws}
 --           trunkline:workspace:{ws} renew ws 2026-03-27T10:30:00.000Z 15000 10000 3600 604800 PUBLISH
---           trunkline:events:{ws} trunkline:agent:{ws}: 'Client timed out' agent-1 → 1) (integer) 1
+--           trunkline:events:{ws} trunkline:agent:{ws}: '' agent-1 → 1) (integer) 1
 
 local presence, farewells, deleted, log, workspace = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local action, reason = ARGV[1], ARGV[11]
@@ -66,16 +66,11 @@ local function end_lease(agent)
   redis.call('HDEL', farewells, agent)
 end
 
-local function is_live(agent)
-  local ends = redis.call('ZSCORE', presence, agent)
-  return ends and tonumber(ends) > now, ends
-end
+-- Also one whose lease has ended, as long as nobody was told so: after an outage of Redis all of them have.
+local function is_present(agent) return redis.call('ZSCORE', presence, agent) end
 
 local function renew(agent)
-  local lives, ends = is_live(agent)
-  if not lives then
-    -- Nobody has swept it yet: it has gone all the same.
-    if ends then end_lease(agent) end
+  if not is_present(agent) then
     if is_deleted(agent) then return 0 end
     tell(agent, 'agent.online', '{}')
   end
@@ -85,7 +80,7 @@ local function renew(agent)
 end
 
 local function leave(agent)
-  if not is_live(agent) then return 0 end
+  if not is_present(agent) then return 0 end
   redis.call('ZADD', presence, text(now + ARGV[4]), agent)
   redis.call('HSET', farewells, agent, reason)
   return 1
