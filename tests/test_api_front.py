@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.front import Front
+from gateway.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,8 @@ async def ask(
     is_draining: bool = False,
     **headers: str,
 ) -> Said:
-    node: Any = SimpleNamespace(settings=SimpleNamespace(allowed_origins=origins), is_draining=is_draining)
+    settings = SimpleNamespace(allowed_origins=origins)
+    node: Any = SimpleNamespace(settings=settings, is_draining=is_draining, metrics=Metrics())
     given = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
     messages = iter((*body, {"type": "http.disconnect"}))
     said = Said()
