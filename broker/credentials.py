@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from .errors import Invalid, TrunklineError, Unavailable
 from .keyspace import Keyspace, check_endpoint, check_workspace
-from .patience import pause
+from .patience import repeat
 from .script import Script
 
 log = logging.getLogger("trunkline.credentials")
@@ -39,7 +39,6 @@ READ_ENTRIES = 1000
 
 # 192 bits. Hexadecimal digits are RFC 7230 token characters, and one click selects all of it.
 _KEY_BYTES, _ID_BYTES = 24, 8
-_PAUSE_SECONDS = 0.2
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -177,18 +176,14 @@ class Credentials:
         At once, or within seconds after an outage. It begins with those of the last days. Survives every failure of
         Redis; keeps one connection of the client for itself.
         """
-        last, is_lost = "0-0", False
-        while True:
-            try:
-                last = await self._read(last, on_revoked)
-            except (RedisError, OSError) as error:
-                if not is_lost:
-                    log.warning("cannot read which keys are revoked, trying again: %s", type(error).__name__)
-                last, is_lost = "0-0", True
-                await pause(_PAUSE_SECONDS)
-            else:
-                is_lost = False
-                await pause(0)
+        last = "0-0"
+
+        async def read() -> None:
+            nonlocal last
+            after, last = last, "0-0"  # after a failure it begins anew
+            last = await self._read(after, on_revoked)
+
+        await repeat(read, log, "cannot read which keys are revoked")
 
     async def _claim(self, endpoint: str, workspace: str) -> bool:
         """Whether the endpoint is the workspace's: it was, or was nobody's."""

@@ -225,6 +225,8 @@ class Connection:
             return  # it waits for none
         is_harmless = gap.is_reset and self.watch is None  # with its history Redis has lost the runs
         self.perform(self.session.gap(gap.workspace, gap.since, gap.oldest, is_reset=is_harmless))
+        if self.watch is not None:
+            self._node.executions.missed(self.watch)
 
     # -- actions
 

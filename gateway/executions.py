@@ -1,19 +1,20 @@
 """Executions: what this node's clients ask about runs, on its way to workers. What comes of it comes back as events.
 
-A client must miss no event of a run that it starts, so it follows a run before that is submitted. One with a key may be
-running already; then it is followed from its beginning, which the log still has.
+A client must miss no event of a run that it starts, so it follows a run before that is submitted. One with a key may
+be running already; then it is followed from its beginning. What the log has let go is said as a gap, and how a run
+ended is told all the same.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from broker.broker import Broker
 from broker.errors import Invalid, QueueFull, TrunklineError, Unavailable, UnknownWorkflow
 from broker.events import Carried, Event, pack, unpack
 from broker.patience import pause
-from broker.positions import START, before, order, parse
+from broker.positions import START, before, is_after, order, parse
 from broker.runs import Runs, Submitted, execution_id
 
 from .groups import Watch
@@ -92,8 +93,12 @@ class Executions:
         key = run.metadata.get("idempotency_key")
         execution = execution_id(watch.endpoint, run.connection or "", key)
         if execution in watch.runs or execution in watch.ended:
-            await self._submit(watch, run, execution)  # something else under the same key is refused
-            return "known"
+            submitted = await self._submit(watch, run, execution)  # something else under the same key is refused
+            if not submitted.is_new:
+                return "known"
+            watch.ended.pop(execution, None)  # Redis had forgotten it: it begins anew
+            await self._catch_up(client, watch, {execution: submitted.deadline}, submitted.since, ())
+            return "started"
         may_be_known = key is not None and run.connection is not None
         self._hub.add_run(watch, execution, self._now + self._settings.run_seconds, is_in_doubt=may_be_known)
         try:
@@ -102,6 +107,8 @@ class Executions:
             # It may have been started all the same: then its client sees it, whatever it was told, or asks again.
             if may_be_known or not isinstance(error, Unavailable):
                 self._hub.drop_run(watch, execution)
+            else:
+                watch.unanswered.add(execution)
             raise
         if submitted.is_new and self._hub.settle_run(watch, execution):
             if execution in watch.runs:  # it may have ended already
@@ -109,8 +116,7 @@ class Executions:
         else:
             self._hub.drop_run(watch, execution)
             ended = [execution] if await self._log.ends(watch.workspace, [execution]) else []
-            await self._catch_up(client, watch, {execution: submitted.deadline}, submitted.since)
-            await self._tell_ends(watch, ended, None)
+            await self._catch_up(client, watch, {execution: submitted.deadline}, submitted.since, ended)
         return "started" if submitted.is_new else "known"
 
     async def _submit(self, watch: Watch, run: StartRun, execution: str) -> Submitted:
@@ -141,37 +147,43 @@ class Executions:
         found = await self._runs.of_connection(watch.workspace, watch.endpoint, request.connection)
         fresh = [run for run in found if run.id not in watch.runs and run.id not in watch.ended]
         deadlines = {run.id: run.deadline for run in fresh}
-        if request.since is None:
-            if fresh:
-                await self._catch_up(client, watch, deadlines, min((run.since for run in fresh), key=order))
-        elif fresh:
-            await client.catch_up(deadlines, request.since)
-        else:
+        if fresh:
+            since = request.since or min((run.since for run in fresh), key=order)
+            await self._catch_up(client, watch, deadlines, since, [run.id for run in fresh if run.state not in RUNNING])
+        elif request.since is not None:
             bounds = await self._log.bounds(watch.workspace, request.since, (watch.endpoint,))
             if not bounds.is_valid:
                 client.say(GapSaid(watch.workspace, request.since, bounds.oldest))
-        await self._tell_ends(watch, [run.id for run in fresh if run.state not in RUNNING], request.since)
         return "resumed"
 
-    async def _tell_ends(self, watch: Watch, ended: Iterable[str], since: str | None) -> None:
-        """Of runs that had ended before they were followed: the end itself, where the log had let it go."""
-        left = [run for run in ended if run in watch.runs]
-        heard = parse(since or START) or (0, 0)
-        for event in await self._log.ends(watch.workspace, left):
-            if order(event.id or START) > heard:
-                watch.deliver([event], time.monotonic())
-        for run in left:
-            if run in watch.runs:
-                self._hub.end_run(watch, run)
+    async def _catch_up(
+        self, client: Client, watch: Watch, deadlines: Mapping[str, float], since: str, ended: Collection[str]
+    ) -> None:
+        """Follow runs from `since` on; those in `ended` had ended before.
 
-    async def _catch_up(self, client: Client, watch: Watch, deadlines: Mapping[str, float], since: str) -> None:
-        """Follow runs from their beginning. What the log has let go is a gap, and does not hide what is still there."""
+        What the log has let go is a gap. It hides neither what is still there nor, told first, how runs ended.
+        """
         bounds = await self._log.bounds(watch.workspace, since, (watch.endpoint,))
-        if bounds.is_valid or bounds.oldest is None:
+        heard = since if parse(since) is not None else START  # what is no position is a gap, and nothing was heard
+        if bounds.is_valid or bounds.oldest is None or heard is not since or is_after(since, bounds.oldest):
             await client.catch_up(deadlines, since)
         else:
             client.say(GapSaid(watch.workspace, since, bounds.oldest))
-            await client.catch_up(deadlines, before(bounds.oldest), is_checked=True)
+            await self._tell_ends(watch, ended, heard, bounds.oldest)
+            left = {run: deadline for run, deadline in deadlines.items() if run not in watch.ended}
+            await client.catch_up(left, before(bounds.oldest), is_checked=True)
+        await self._tell_ends(watch, ended, heard)
+        for run in ended:
+            if run in watch.runs:
+                self._hub.drop_run(watch, run)  # its end was heard before, or is known no more
+
+    async def _tell_ends(self, watch: Watch, ended: Collection[str], since: str, until: str | None = None) -> None:
+        """Of runs that had ended before they were followed: the end itself, where the log had let it go."""
+        for event in await self._log.ends(watch.workspace, [run for run in ended if run not in watch.ended]):
+            position, run = event.id or START, event.execution_id
+            if run is not None and is_after(position, since) and (until is None or is_after(until, position)):
+                watch.deliver([event], time.monotonic())
+                self._hub.end_run(watch, run)
 
     # -- deadlines
 
@@ -192,22 +204,43 @@ class Executions:
         ended = []
         try:
             for watch, run in late:
-                if await self._runs.expire(watch.workspace, run):
+                if run in watch.runs and await self._runs.expire(watch.workspace, run):
                     ended.append((watch, run))
         except Unavailable:
             pass  # they come again
         await pause(HEARD_SECONDS)
         for watch, run in ended:
-            if run in watch.runs and await self._is_lost(watch, run):
-                watch.deliver([_lost(watch, run)], time.monotonic())
+            if run in watch.runs:
+                await self._settle(watch, run)
+
+    def missed(self, watch: Watch) -> None:
+        """Events of these runs are lost: the ends among them are told all the same."""
+        task = asyncio.create_task(self._look_for_ends(watch))
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+
+    async def _look_for_ends(self, watch: Watch) -> None:
+        try:
+            ends = await self._log.ends(watch.workspace, list(watch.runs))
+        except Unavailable:
+            return
+        await pause(HEARD_SECONDS)  # what is on its way comes first, and with it what was said before
+        for event in ends:
+            run = event.execution_id
+            if run is not None and run in watch.runs and watch.members:
+                watch.deliver([event], time.monotonic())
                 self._hub.end_run(watch, run)
 
-    async def _is_lost(self, watch: Watch, run: str) -> bool:
-        """True when nobody knows how a run ended: Redis has lost it. Its client must not wait for ever."""
+    async def _settle(self, watch: Watch, run: str) -> None:
+        """Tell an end that has not come by itself. Where Redis has lost it, its client must not wait for ever."""
         try:
-            return not await self._log.ends(watch.workspace, [run]) and run in watch.runs
+            found = await self._log.ends(watch.workspace, [run])
         except Unavailable:
-            return False
+            return  # it comes again
+        if run in watch.runs and watch.members:  # not while a replay is under way, which may bring it
+            if found or run not in watch.unanswered:  # what never was does not end
+                watch.deliver(found or [_lost(watch, run)], time.monotonic())
+            self._hub.end_run(watch, run)
 
 
 def _lost(watch: Watch, run: str) -> Carried:

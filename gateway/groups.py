@@ -142,10 +142,11 @@ class Watch(Group):
     `runs` are those that have not ended, each with its deadline (Unix seconds); of the others `ended` has the last.
 
     A run that may have begun before is watched `in_doubt` until that is known: what comes of it meanwhile is not
-    delivered but `missed`, since something else may have to be delivered before.
+    delivered but `missed`, since something else may have to be delivered before. One that Redis did not answer for is
+    `unanswered` until something comes of it: its client was refused, and may never hear of it.
     """
 
-    __slots__ = ("_on_end", "ended", "endpoint", "in_doubt", "missed", "runs", "workspace")
+    __slots__ = ("_on_end", "ended", "endpoint", "in_doubt", "missed", "runs", "unanswered", "workspace")
 
     def __init__(  # noqa: PLR0917 (made in one place)
         self,
@@ -164,6 +165,7 @@ class Watch(Group):
         self.ended: dict[str, None] = {}
         self.in_doubt: set[str] = set()
         self.missed: set[str] = set()
+        self.unanswered: set[str] = set()
 
     @property
     def wanted(self) -> Interest:
@@ -186,6 +188,7 @@ class Watch(Group):
     def note(self, events: Iterable[Carried]) -> None:
         """These were written to the member."""
         for event in events:
+            self.unanswered.discard(event.execution_id or "")
             # One without a position is somebody's PUBLISH: a run says its end in the log.
             if event.type in RUN_ENDS and event.id is not None and event.execution_id in self.runs:
                 self._on_end(self, event.execution_id)

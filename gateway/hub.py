@@ -175,6 +175,7 @@ class Hub:
     def drop_run(self, watch: Watch, run: str) -> None:
         """Deliver nothing of a run, as if it had not been added."""
         self.settle_run(watch, run)
+        watch.unanswered.discard(run)
         if watch.runs.pop(run, None) is not None:
             self._remove(watch, watch.only((run,)))
 

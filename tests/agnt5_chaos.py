@@ -93,8 +93,9 @@ class Havoc:
         self._crew.complete()
 
     async def _restart_node(self) -> None:
-        """One at a time, so that there is always another."""
-        node = self._chance.choice(self._nodes)
+        """The one that has most clients; one at a time, so that there is always another."""
+        counts = [await asyncio.to_thread(node.metric, "trunkline_connections") for node in self._nodes]
+        node = self._nodes[counts.index(max(counts))]
         way = signal.SIGKILL if self.done["restart_node"] % 2 else signal.SIGTERM
         node.signal(way)
         await asyncio.to_thread(node.wait)

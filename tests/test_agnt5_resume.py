@@ -332,7 +332,20 @@ async def test_a_wrong_position_is_a_gap_whoever_asks(shop: Shop) -> None:
         assert (gap["type"], gap["since"]) == ("resume.gap", "1-0")
 
 
-@pytest.mark.parametrize("since", ["1-0", "99999999999999-0", "yesterday", "exec_abc123"])
+async def test_what_is_newer_than_a_position_that_has_left_the_log_comes_behind_the_gap(shop: Shop) -> None:
+    async with shop.crew() as crew:
+        execution, heard = await lose_one(shop)
+        async with shop.client(1) as client:
+            await client.resume("ws_1", "1-0")
+            gap, *missed = await client.synchronise()
+            assert gap == {"type": "resume.gap", "since": "1-0", "oldest": heard[0]["event_id"]}
+            assert missed == heard
+            crew.go.set()
+            await client.end(execution)
+            assert types(client.of(execution)) == WHOLE
+
+
+@pytest.mark.parametrize("since", ["99999999999999-0", "yesterday", "exec_abc123"])
 async def test_a_position_that_is_not_in_the_log_is_a_gap_and_then_live(shop: Shop, since: str) -> None:
     async with shop.crew() as crew:
         execution, heard = await lose_one(shop)

@@ -1,5 +1,6 @@
 """Runs whose client leaves at once, and runs that nobody is there to work on."""
 
+import signal
 import time
 from collections.abc import Callable
 
@@ -151,3 +152,71 @@ async def test_hundreds_of_runs_end_soon_after_their_deadline(start_node: Callab
         for _ in range(300):
             await client.end()
         assert time.monotonic() - began < 8
+
+
+async def test_ends_that_the_log_has_let_go_come_before_what_is_newer(shop: Shop) -> None:
+    async with shop.crew():
+        async with shop.client() as client:
+            ends = []
+            for _ in range(3):
+                await client.run("echo", connection_id="ws_1")
+                ends.append(await client.end())
+            second = client.of(ends[1]["data"]["execution_id"])
+        log = shop.broker.keys.log(shop.workspace)
+        await shop.broker.redis.xtrim(log, minid=second[0]["event_id"], approximate=False)
+        for since in (None, "1-1"):
+            async with shop.client(1) as client:
+                await client.resume("ws_1", since)
+                gap, first, *rest = await client.synchronise()
+                assert gap["type"] == "resume.gap"
+                assert first == ends[0]
+                assert rest[: len(second)] == second
+                assert rest[-1] == ends[2]
+
+
+async def test_a_key_of_a_run_that_redis_has_forgotten_begins_anew_and_is_told(shop: Shop) -> None:
+    run = {"connection_id": "ws_1", "metadata": {"idempotency_key": "once"}}
+    async with shop.crew(), shop.client() as client:
+        await client.run("noop", **run)
+        execution = (await client.end())["data"]["execution_id"]
+        await shop.broker.redis.delete(shop.broker.keys.run(shop.workspace, execution))
+        await client.run("noop", **run)
+        assert (await client.end())["data"]["execution_id"] == execution
+
+
+async def test_a_key_whose_end_was_heard_elsewhere_is_told_from_its_beginning(shop: Shop) -> None:
+    run = {"connection_id": "ws_1", "metadata": {"idempotency_key": "once"}}
+    async with shop.crew():
+        async with shop.client() as client:
+            await client.run("noop", **run)
+            ended = await client.end()
+            told = client.of(ended["data"]["execution_id"])
+        async with shop.client(1) as client:
+            await client.resume("ws_1", ended["event_id"])
+            await client.run("noop", **run)
+            assert await client.synchronise() == told
+
+
+async def test_an_end_that_was_lost_in_a_gap_is_told_to_who_stays(shop: Shop) -> None:
+    """The node is made to believe that it has missed events for good, at the moment when the run ends."""
+    node = shop.nodes[0]
+    async with shop.crew() as crew, shop.client() as client:
+        execution = await client.start("wait", connection_id="ws_1")
+        await client.resume("ws_1")
+        await client.until("task_end")
+        node.signal(signal.SIGSTOP)
+        try:
+            redis, keys = shop.broker.redis, shop.broker.keys
+            for one in await redis.client_list():
+                if one["name"] == "trunkline-feed":
+                    await redis.client_kill_filter(_id=one["id"])
+            crew.go.set()
+            await shop.has_said(execution, "execution_completed")
+            await redis.delete(keys.log(shop.workspace))
+        finally:
+            node.signal(signal.SIGCONT)
+        messages = [await client.receive(30)]
+        while messages[-1].get("data", {}).get("execution_id") != execution:
+            messages.append(await client.receive(30))
+        assert "resume.gap" in [message["type"] for message in messages]
+        assert messages[-1]["type"] == "execution_completed"

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from broker import Broker, Event, presence
+from broker import Broker, Event, patience, presence
 from broker.agents import AgentMissing
 from broker.agents.model import Draft
 from broker.commands import listener
@@ -29,7 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(listener, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(listener, "BLOCK_MS", 20)
-    monkeypatch.setattr(listener, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "_LONGEST_PAUSE", 0.05)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 from .. import address as addresses
 from ..errors import Invalid
 from ..keyspace import Keyspace
-from ..patience import pause
+from ..patience import repeat
 from ..presence import BEAT_SECONDS, Presence
 from ..script import Script
 from .command import Command, Inbox
@@ -41,7 +41,6 @@ READ_COMMANDS = 20  # of each agent, at a time
 
 STREAM_SECONDS = 3600
 FAREWELL_SECONDS = 2.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 # How a read fails when a stream or its group is gone, before or while it blocks.
 _GONE = ("NOGROUP", "UNBLOCKED")
@@ -115,20 +114,7 @@ class Listener:
 
     async def _run(self) -> None:
         try:
-            is_lost, seconds = False, _FIRST_PAUSE
-            while True:
-                try:
-                    await self._round()
-                except (RedisError, OSError) as error:
-                    self._rejoin()
-                    if not is_lost:
-                        logger.warning("cannot read commands, trying again: %s", type(error).__name__)
-                    is_lost = True
-                    await pause(seconds)
-                    seconds = min(2 * seconds, _LONGEST_PAUSE)
-                else:
-                    is_lost, seconds = False, _FIRST_PAUSE
-                    await pause(0)
+            await repeat(self._round, logger, "cannot read commands", on_failure=self._rejoin)
         finally:
             for inbox in self._inboxes.values():
                 inbox.stirred.set()

@@ -8,6 +8,7 @@ Out of reach: code in C that keeps the interpreter's lock. For longer than a lea
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Lock, Thread
@@ -15,10 +16,13 @@ from time import monotonic
 from typing import Any
 
 from .. import address as addresses
-from ..patience import pause
+from ..patience import pause, repeat
 from .hold import Lease, Reason
 from .queue import Queue, Ready
-from .turns import repeat
+
+logger = logging.getLogger("trunkline.worker")
+
+OUTAGE = "a worker cannot reach Redis"
 
 BEAT_SECONDS = 3.0
 CALL_SECONDS = 1.5
@@ -82,7 +86,7 @@ class Beats:
     async def _repeat(self) -> None:
         async with addresses.client(self._address, "trunkline-beats") as redis:
             queue = self._queue.over(redis)
-            await repeat(lambda: self._beat(queue))
+            await repeat(lambda: self._beat(queue), logger, OUTAGE)
 
     async def _beat(self, queue: Queue) -> None:
         asked = monotonic()

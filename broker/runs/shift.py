@@ -15,13 +15,12 @@ from time import monotonic
 from redis.exceptions import RedisError
 
 from ..broker import Broker
-from ..patience import pause
+from ..patience import pause, repeat
 from .attempt import Attempt, Workflow
-from .beats import Beats
+from .beats import OUTAGE, Beats
 from .exchange import Claimed
 from .hold import Lease, Reason
 from .queue import Queue, Ready
-from .turns import repeat
 
 logger = logging.getLogger("trunkline.worker")
 
@@ -44,8 +43,8 @@ class Shift:
         self._last_cancel = "0-0"
 
     async def work(self, leave: asyncio.Event, grace_seconds: float) -> None:
-        taking = asyncio.create_task(repeat(self._take, lambda: self._is_leaving))
-        loops = [asyncio.create_task(self._beats.run()), asyncio.create_task(repeat(self._hear))]
+        taking = asyncio.create_task(repeat(self._take, logger, OUTAGE, is_over=lambda: self._is_leaving))
+        loops = [asyncio.create_task(self._beats.run()), asyncio.create_task(repeat(self._hear, logger, OUTAGE))]
         leaving = asyncio.create_task(_wait_for(leave))
         try:
             await asyncio.wait((leaving, taking, *loops), return_when=asyncio.FIRST_COMPLETED)
