@@ -67,7 +67,7 @@ def _introduce(settings: Settings, port: int, key: str) -> None:
     example = """task.progress '{"task_id":"task-456","step":3}'"""
     print(
         f"""
-Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}.
+Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE}; now and then they fail, on purpose.
 
   gateway   http://{address}      /ready  /live  /metrics
   clients   ws://{address}/v2/ws      (MaxiCore)

@@ -179,10 +179,14 @@ class Node(Taker):
         except Refused as refused:
             raise _refusal(refused) from None
         if self.is_draining:
-            if entry.lease is not None:
-                self.leases.release(entry.lease)
+            self.turn_away(entry)
             raise _leaving()
         return entry
+
+    def turn_away(self, entry: Entry) -> None:
+        """Who was let in does not come: its place is another's."""
+        if entry.lease is not None:
+            self.leases.release(entry.lease)
 
     def connect(self, wire: Wire, admission: Admission) -> Connection:
         """A client has come."""

@@ -204,6 +204,10 @@ class Wire(asyncio.Protocol):
             self._refuse_for_bug()
         else:
             self._opening = None
+            if self._transport.is_closing():
+                # It has gone, and redis-py may have swallowed the cancellation that told us so.
+                self._node.turn_away(entry)
+                return
             response.headers["Sec-WebSocket-Protocol"] = admission.knock.answer
             self._welcome(admission._replace(entry=entry), response)
             self.resume_reading()

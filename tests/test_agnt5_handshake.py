@@ -311,3 +311,25 @@ async def test_no_key_is_in_anything_a_node_says(start_node: StartNode) -> None:
                 assert needle not in f"{answers}"
                 assert needle not in metrics.decode()
                 assert needle not in node.output()
+
+
+async def test_who_vanishes_while_its_key_is_checked_leaves_nothing(start_node: StartNode) -> None:
+    node = start_node(max_connections_per_endpoint=1000)
+    async with opened([node]) as shop:
+        request = (
+            f"GET /ws?x-wf-endpoint={shop.endpoint} HTTP/1.1\r\nHost: x\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: x-api-key.{shop.key}\r\n\r\n"
+        )
+
+        async def vanish(number: int) -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writer.write(request.encode())
+            await asyncio.sleep(number % 40 / 10_000)  # before, while and after Redis answers
+            writer.transport.abort()
+
+        for _ in range(5):
+            await asyncio.gather(*(vanish(number) for number in range(80)))
+        await until(lambda: not node.metric("trunkline_connections"), what="nobody to be here")
+        await until(lambda: not node.metric("trunkline_leases"), what="all places to be free")
