@@ -36,6 +36,7 @@ from .connection import Admission, Connection
 from .dialects import ALL, Dialect
 from .door import Door, Entry
 from .executions import Executions
+from .gate import Gate
 from .groups import Take
 from .hub import Hub
 from .messages import Refused
@@ -92,6 +93,7 @@ class Node(Taker):
         self.connections: set[Connection] = set()
         self.leased: dict[str, Connection] = {}  # by lease
         self._proxies = addresses.networks(settings.trusted_proxies)
+        self._gate = Gate(settings.max_handshakes_per_second, self.now())
         self.is_draining = False
         self.is_redis_up = False
         self._open: Counter[str] = Counter()
@@ -141,7 +143,9 @@ class Node(Taker):
     def admit(self, dialect: Dialect, request: Request, peer: str) -> Admission:
         """Judge a handshake that came from the address `peer`. Raises `Refusal`."""
         if self.is_draining:
-            raise _leaving()
+            raise _away("this node is leaving", 1)
+        if (wait := self._gate.wait(self.now())) > 0:
+            raise _away("too many clients come at once", wait)
         headers, origins = request.headers, self.settings.allowed_origins
         if origins and not set(headers.get_all("Origin")) <= set(origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "this origin is not allowed")
@@ -180,7 +184,7 @@ class Node(Taker):
             raise _refusal(refused) from None
         if self.is_draining:
             self.turn_away(entry)
-            raise _leaving()
+            raise _away("this node is leaving", 1)
         return entry
 
     def turn_away(self, entry: Entry) -> None:
@@ -376,5 +380,6 @@ def _refusal(refused: Refused) -> Refusal:
     return Refusal(status, refused.detail, code=code, retry_after=refused.reason.retry_after or soon)
 
 
-def _leaving() -> Refusal:
-    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "this node is leaving", code=UNAVAILABLE.code, retry_after=1)
+def _away(why: str, seconds: int) -> Refusal:
+    """Another node may have room now, and this one in so many seconds."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, why, code=UNAVAILABLE.code, retry_after=seconds)

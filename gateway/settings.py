@@ -87,6 +87,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, _m("seconds without an event or a message after which a MaxiCore connection is closed", gt=0, le=YEAR)
     ] = 1800.0
 
+    max_handshakes_per_second: Annotated[
+        int, _m("WebSockets that one node lets in per second, others are told to come again; 0: no limit", ge=0)
+    ] = 4000
     max_connections_per_user: Annotated[int, _limit("connections of one user at a time, over all nodes")] = 0
     max_connections_per_address: Annotated[int, _limit("connections of one client address, over all nodes")] = 0
     max_connections_per_endpoint: Annotated[int, _limit("connections of one workflow endpoint, over all nodes")] = 0

@@ -54,6 +54,7 @@ PURE = [
     "gateway.dialects.reading",
     "gateway.vitals.figures",
     "gateway.frames",
+    "gateway.gate",
     "gateway.hub",
     "gateway.limits",
     "gateway.messages",
