@@ -44,7 +44,7 @@ class Broker:
         name: str = "trunkline",
     ) -> None:
         self.address = address
-        self.keys = Keyspace(prefix)
+        self.keys = Keyspace(prefix, is_sharded=address.is_cluster)
         self.workspace_id = workspace_id
         self.log_events = log_events
         self.log_seconds = log_seconds

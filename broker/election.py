@@ -38,7 +38,7 @@ class Election:
         self._redis = redis
         self._keys = keys
         self._node = node
-        self._script = Script(redis, "lead")
+        self._script, self._alerts = Script(redis, "lead"), Script(redis, "alerts")
 
     async def lead(self, workspaces: Collection[str]) -> set[str]:
         """Get or renew the lease of each that is free or ours, in one round trip; answers those that are ours now.
@@ -64,14 +64,8 @@ class Election:
 
     async def hand_down(self, workspace: str, raised: Iterable[str]) -> None:
         """Keep the alerts that are raised now for the next leader."""
-        name, names = self._keys.alerts(workspace), list(raised)
         with _redis_away("keep alerts"):
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(name)
-                if names:
-                    pipe.sadd(name, *names)
-                    pipe.expire(name, ALERTS_SECONDS)
-                await pipe.execute()
+            await self._alerts.run([self._keys.alerts(workspace)], [ALERTS_SECONDS, *raised])
 
     async def _call(self, workspaces: Collection[str], milliseconds: int) -> list[int]:
         if not workspaces:

@@ -1,9 +1,128 @@
-"""Healing: a workspace's lines are brought up to their heads from the log, and what the log has lost is told."""
+"""Healing: a workspace's lines are brought up to their heads from the log, and what the log has lost is told.
 
+A workspace with a hole in any of its lines is held: what arrives waits, bounded. The log is read from the last
+position handed on; what was missed goes out first, then what waited. Order is kept within a workspace. A hole that the
+log cannot fill is a gap, and is told.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from .errors import Invalid, Unavailable
 from .events import Carried
 from .lines import Gap, Line, Taker, Workspace
 from .log import FIRST_PAGE_EVENTS, Log
+from .patience import pause
 from .positions import START, Position, is_after, order
+
+logger = logging.getLogger("trunkline.feed")
+
+MAX_HELD_BYTES = 16 * 1024 * 1024
+MAX_HEALERS = 16
+
+
+class Healer:
+    """Holds workspaces, fills their holes and releases them. `on_healed` is called when one is through."""
+
+    def __init__(self, log: Log, taker: Taker, on_healed: Callable[[Workspace], None]) -> None:
+        self._log = log
+        self._taker = taker
+        self._on_healed = on_healed
+        self._turns = asyncio.Semaphore(MAX_HEALERS)
+
+    def hold(self, workspace: Workspace) -> None:
+        if workspace.held is None:
+            workspace.held, workspace.held_bytes = [], 0
+
+    def follow(self, line: Line, event: Carried, batch: list[Carried]) -> None:
+        """Put into `batch` what continues the line or stands in none; hold the workspace where something is missing."""
+        workspace = line.workspace
+        if workspace.held is not None:
+            self._keep(workspace, line, event)
+            return
+        if event.id is not None:
+            if (event.prev if line.agent is None else event.agent_prev) != line.position:
+                if not is_after(event.id, line.read_to):
+                    return  # handed on before, from the log
+                self.hold(workspace)
+                self._keep(workspace, line, event)
+                self.heal(workspace)
+                return
+            line.position = Position(event.id)
+        batch.append(event)
+
+    def heal(self, workspace: Workspace) -> None:
+        """Begin to fill the holes of a held workspace."""
+        if workspace.healing is None:
+            workspace.healing = asyncio.create_task(self._heal_now(workspace))
+
+    def release(self, workspace: Workspace, known: int = 0) -> None:
+        """Hand on what waited, but for what the log had already; hold again where it does not continue.
+
+        The first `known` came before the log was read to its end. Whatever of them is neither in the log nor continues
+        it was never published by the script.
+        """
+        held, workspace.held = workspace.held or [], None
+        batch: list[Carried] = []
+        for number, (line, event) in enumerate(held):
+            if workspace.lines.get(line.agent) is not line:
+                continue
+            prev = event.prev if line.agent is None else event.agent_prev
+            if number < known and event.id is not None and prev != line.position and is_after(event.id, line.read_to):
+                self._taker.on_rejected(Invalid("$.id", "no position of the log"))
+                continue
+            self.follow(line, event, batch)
+        if batch:
+            self._taker.on_events(batch)
+
+    def _keep(self, workspace: Workspace, line: Line, event: Carried) -> None:
+        """Let an event wait. Past the bound what waits is let go: the log has it, but for what is live only."""
+        assert workspace.held is not None
+        workspace.held_bytes += len(bytes(event.data)) + 200
+        if workspace.held_bytes > MAX_HELD_BYTES:
+            workspace.held, workspace.held_bytes = [], 0
+        workspace.held.append((line, event))
+
+    async def _heal_now(self, workspace: Workspace) -> None:
+        """Fill the holes of a held workspace from the log, then release what waited."""
+        seconds = 0.05
+        try:
+            # While lines have yet to join, their heads are not known: the last of them begins anew.
+            while workspace.held is not None and not workspace.unjoined:
+                held, known = workspace.held, len(workspace.held)
+                for line in workspace.heard():
+                    line.is_behind = False
+                try:
+                    async with self._turns:
+                        await fill(workspace, self._log, self._taker)
+                except Unavailable as error:
+                    logger.warning("healing a workspace: %s", error)
+                    await pause(seconds)
+                    seconds = min(2 * seconds, 2.0)
+                    continue
+                except Exception:
+                    logger.exception("a workspace could not be healed: going on from where its log ends")
+                    await pause(1.0)
+                    await self._skip(workspace)
+                if workspace.unjoined or any(line.is_behind for line in workspace.heard()):
+                    continue
+                self.release(workspace, known if workspace.held is held else 0)
+                await pause(0.01)
+        except Unavailable as error:
+            logger.warning("healing a workspace: %s", error)
+        finally:
+            workspace.healing = None
+        self._on_healed(workspace)
+
+    async def _skip(self, workspace: Workspace) -> None:
+        """What the log holds cannot be handed on: say so, and go on behind it."""
+        heads = await self._log.heads(workspace.name, [line.agent for line in workspace.heard()])
+        for line in workspace.heard():
+            if line.position != heads.get(line.agent, line.position):
+                agents = None if line.agent is None else frozenset((line.agent,))
+                self._taker.on_gap(Gap(workspace.name, agents, line.position or START))
+                line.position = line.read_to = heads[line.agent]
 
 
 async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:

@@ -121,12 +121,19 @@ TABLE = (
 class Keyspace:
     """The names under one prefix. Ids are checked where they enter (`check_id`), not here."""
 
-    __slots__ = ("prefix",)
+    __slots__ = ("is_sharded", "prefix")
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, is_sharded: bool = False) -> None:
+        """`is_sharded`: in a cluster, where the channels lie in the slot of their workspace."""
         if not prefix or any(character in prefix for character in "{} \n\r\t"):
             raise Invalid("prefix", "expected some characters, none of them a brace or a space")
         self.prefix = prefix
+        self.is_sharded = is_sharded
+
+    @property
+    def publish(self) -> str:
+        """The command that publishes on the channels."""
+        return "SPUBLISH" if self.is_sharded else "PUBLISH"
 
     def log(self, workspace: str) -> str:
         return f"{self.prefix}:log:{{{workspace}}}"

@@ -3,11 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import Invalid
 from .events import Carried
 from .positions import START, Position
+
+if TYPE_CHECKING:
+    from .follower import Follower
 
 # What is wanted: a workspace and an agent of it; None as agent is the whole workspace, "" what has no agent.
 Want = tuple[str, str | None]
@@ -40,7 +43,7 @@ class Taker:
         """A message on a channel was no event."""
 
     def on_connection(self, *, is_up: bool) -> None:
-        """The connection to Redis was made or lost."""
+        """A connection to Redis was made or lost; in a cluster there is one to each master."""
 
     def on_healed(self, events: int) -> None:
         """A hole was filled with so many events from the log."""
@@ -81,11 +84,13 @@ class Workspace:
     """The lines of one workspace, and what waits while one of them has a hole."""
 
     __slots__ = (
-        "follows_whole", "healing", "held", "held_bytes", "is_waking", "lines", "name", "unjoined", "waiters", "wants",
+        "follower", "follows_whole", "healing", "held", "held_bytes", "is_waking", "lines", "name", "unjoined",
+        "waiters", "wants",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.follower: Follower | None = None  # of the server that has it; None until that is known
         self.wants: Counter[str | None] = Counter()
         self.lines: dict[str | None, Line] = {}
         self.follows_whole = False
@@ -129,3 +134,33 @@ class Workspace:
         elif None in agents:
             return False
         return all((line := self.lines.get(agent)) is not None and line.is_joined for agent in agents)
+
+    def turn(self) -> None:
+        """Hear the other kind of line, if that is still wanted and possible. To be called at an answer."""
+        if self.can_turn:
+            self.follows_whole = self.wants_whole
+            self.wake()
+
+    def unjoin(self) -> None:
+        """Where the lines stand is not known any more."""
+        for line in self.lines.values():
+            line.is_joined = False
+        self.unjoined = len(self.lines)
+
+    def wake(self) -> None:
+        """Tell those who wait that they are served; once for all that this moment brings."""
+        if self.waiters and not self.is_waking:
+            self.is_waking = True
+            asyncio.get_running_loop().call_soon(self._wake_now)
+
+    def _wake_now(self) -> None:
+        self.is_waking = False
+        waiters, self.waiters = self.waiters, []
+        for agents, future in waiters:
+            if future.done():
+                continue  # whoever waited has gone
+            # What nobody wants any more may never be joined: who waited for it has changed its mind.
+            if self.serves(agents) or any(not self.wants[agent] for agent in agents):
+                future.set_result(None)
+            else:
+                self.waiters.append((agents, future))

@@ -69,12 +69,9 @@ class LocalRedis:
         if self._directory is None:
             self._directory = tempfile.TemporaryDirectory(prefix="trunkline-redis-")
         log = Path(self._directory.name) / "redis.log"
-        directives = {"port": self.port, "dir": self._directory.name, "logfile": str(log)} | self.options
-        command = [self.program]
-        for name, value in directives.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+        places: dict[str, str | int] = {"port": self.port, "dir": self._directory.name, "logfile": str(log)}
         self.process = subprocess.Popen(  # noqa: S603 (our own words)
-            command,
+            self._command(Path(self._directory.name), places | self.options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
@@ -88,6 +85,13 @@ class LocalRedis:
                 raise Unavailable(f"redis-server did not start: {words[-1] if words else 'it said nothing'}")
             time.sleep(0.01)
         return self
+
+    def _command(self, directory: Path, directives: dict[str, str | int]) -> list[str]:
+        """How it is started."""
+        words = [self.program]
+        for name, value in directives.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
 
     def stop(self) -> None:
         """End the process; what it wrote stays until `close`."""

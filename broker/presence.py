@@ -49,7 +49,7 @@ class Presence:
     def __init__(self, redis: Redis, keys: Keyspace, *, log_events: int, log_seconds: int) -> None:
         self._redis = redis
         self._keys = keys
-        self._bounds = (log_events, log_seconds, STATE_SECONDS, "PUBLISH")
+        self._bounds = (log_events, log_seconds, STATE_SECONDS, keys.publish)
         self._script = Script(redis, "presence")
 
     async def renew(self, workspace: str, agents: Sequence[str]) -> list[bool]:

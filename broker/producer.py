@@ -17,18 +17,18 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from time import monotonic
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from .errors import Lost, Unavailable
 from .events import Packed
 from .keyspace import PRODUCER_SECONDS, STATE_SECONDS, Keyspace
 from .patience import pause
 from .positions import Position
+from .script import Script
 
 log = logging.getLogger("trunkline.producer")
 
@@ -37,7 +37,6 @@ MAX_CALL_BYTES = 4 * 1024 * 1024
 RETRY_SECONDS = 300.0
 MAX_IDLE_LANES = 10_000
 
-_SCRIPT = resources.files("broker").joinpath("scripts/publish.lua").read_text()
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _REFUSED = "!"
 
@@ -74,9 +73,9 @@ class Producer:
         self.redis = redis
         self.keys = keys
         self.patience = patience
-        self._bounds = (log_events, log_seconds, PRODUCER_SECONDS, STATE_SECONDS, "PUBLISH")
+        self._bounds = (log_events, log_seconds, PRODUCER_SECONDS, STATE_SECONDS, keys.publish)
         self._lanes: dict[str, Lane] = {}
-        self._sha: str | None = None
+        self._script = Script(redis, "publish")
 
     async def publish(self, events: Sequence[Packed]) -> list[Position | None]:
         """The positions of `events`, in their order. Raises `Unavailable` when nothing moves for `patience` seconds."""
@@ -102,11 +101,12 @@ class Producer:
         return self._lane(packed.workspace).put(packed, fence)
 
     async def call(self, lane: "Lane") -> list[str]:
-        """One round trip: the lane's call, as the header of publish.lua says. A missing script is loaded."""
+        """One round trip: the lane's call, as the header of publish.lua says."""
         agents = list(dict.fromkeys(packed.agent for packed, _, _ in lane.call))
         index = {agent: number for number, agent in enumerate(agents, 1)}
         name, workspace = self.keys, lane.workspace
         keys = [name.log(workspace), name.workspace(workspace), name.producer(workspace, lane.id)]
+        keys += [name.deleted(workspace), name.errors(workspace)]
         keys += [name.agent(workspace, agent) for agent in agents]
         runs: dict[str, int] = {}
         arguments: list[Any] = [lane.number, *self._bounds, name.channel(workspace), len(agents)]
@@ -119,16 +119,7 @@ class Producer:
                     keys += (fence.run, fence.held, fence.end)
                 kind = fence.kind(runs[fence.run])
             arguments += (index[packed.agent], kind, packed.stamp + packed.rest)
-        if self._sha is None:
-            self._sha = await self.redis.script_load(_SCRIPT)
-        try:
-            answer = await self.redis.execute_command(  # type: ignore[no-untyped-call]
-                "EVALSHA", self._sha, len(keys), *keys, *arguments
-            )
-        except NoScriptError:
-            self._sha = None  # a restarted Redis has forgotten it
-            return await self.call(lane)
-        return [position.decode() for position in answer]
+        return [position.decode() for position in await self._script.run(keys, arguments)]
 
     async def close(self) -> None:
         """End what is still under way; its fate is unknown."""

@@ -10,12 +10,16 @@ message published before it has been seen too. The feed's joining and checking r
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import hiredis
 
-from .address import CONNECT_SECONDS, Address
 from .errors import Unavailable
+
+if TYPE_CHECKING:
+    from .address import Address
+
+CONNECT_SECONDS = 5.0
 
 # hiredis moves what is left of its buffer after every few replies: fed a large read whole, that is most of its work.
 # And what is handed on by such slices is still in the processor's cache when it is written to the sockets.
@@ -23,6 +27,15 @@ _SLICE_BYTES = 16 * 1024
 
 Answer = Callable[[Any], None]
 Command = tuple[str | bytes | int, ...]
+
+
+class Refusal(NamedTuple):
+    """Hears how a command that is answered by pushes was refused, if it is.
+
+    Only what never fails may be asked next (PING): an error that comes here is this command's own.
+    """
+
+    hear: Answer
 
 
 class Taker(Protocol):
@@ -41,10 +54,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, taker: Taker) -> None:
         self._taker = taker
         self._reader = hiredis.Reader()
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[Answer | Refusal] = deque()
         self._transport: asyncio.Transport | None = None
         self._is_open = True
-        self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls: list[asyncio.Future[list[Any]]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
@@ -65,26 +78,50 @@ class Connection(asyncio.Protocol):
                     if not self._answers:
                         self.close("an answer to nothing")
                         break
-                    self._answers.popleft()(reply)
+                    self._take(reply)
                 if pushes:
                     self._taker.on_pushes(pushes)
                     pushes = []
         except hiredis.ProtocolError as error:
             self.close(f"not what Redis says: {error}")
 
+    def _take(self, reply: object) -> None:
+        """One answer."""
+        answer = self._answers.popleft()
+        if isinstance(answer, Refusal):
+            if isinstance(reply, hiredis.ReplyError):
+                return answer.hear(reply)
+            answer = cast(Answer, self._answers.popleft())
+        return answer(reply)
+
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(str(error) if error else "closed by Redis")
 
-    def ask(self, *words: str | bytes | int, answer: Answer | None = None) -> None:
-        """Send a command. A command answered by pushes (SUBSCRIBE) takes no `answer`."""
-        self.ask_many([words], [answer] if answer else [])
-
-    def ask_many(self, commands: list[Command], answers: list[Answer]) -> None:
-        """Send commands in one write. `answers` are for those of them that are answered by a reply."""
+    def ask(self, *commands: Command, answers: Sequence[Answer | Refusal]) -> None:
+        """Send commands in one write, with who takes the answer of each; for SUBSCRIBE and its like a `Refusal`."""
         if self._transport is not None and not self._transport.is_closing():
             self._answers.extend(answers)
             packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
             self._transport.write(b"".join(packed))
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """The answers to commands, errors among them. Raises `OSError` when the connection ends before the last."""
+        if not self._is_open:
+            raise OSError("the connection has ended")
+        replies: list[Any] = []
+        answered: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def take(reply: object) -> None:
+            replies.append(reply)
+            if len(replies) == len(commands) and not answered.done():
+                answered.set_result(replies)
+
+        self._calls.append(answered)
+        self.ask(*commands, answers=[take] * len(commands))
+        try:
+            return await answered
+        finally:
+            self._calls = [call for call in self._calls if call is not answered]
 
     def close(self, reason: str) -> None:
         """End the connection now; `on_lost` is called with `reason`."""
@@ -95,16 +132,12 @@ class Connection(asyncio.Protocol):
     def _lost(self, reason: str) -> None:
         self._is_open = False
         self._answers.clear()
-        if not self.greeting.done():
-            self.greeting.set_exception(OSError(reason))
-            self.greeting.exception()  # whoever waits for it hears it, and if nobody does that is well too
+        calls, self._calls = self._calls, []
+        for call in calls:
+            if not call.done():
+                call.set_exception(OSError(reason))
         taker, self._taker = self._taker, _NOBODY
         taker.on_lost(reason)
-
-    def greet(self, reply: object) -> None:
-        """The answer to HELLO."""
-        if not self.greeting.done():
-            self.greeting.set_result(reply)
 
 
 class _Nobody:
@@ -116,23 +149,41 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-async def connect(address: Address, taker: Taker, name: str) -> Connection:
-    """Open a connection and introduce ourselves. Raises `Unavailable` with Redis' reason."""
+async def connect(
+    address: "Address", taker: Taker, name: str, *commands: Command, seconds: float = CONNECT_SECONDS
+) -> tuple[Connection, list[Any]]:
+    """Open a connection to the server at `address`, introduce ourselves and ask `commands`.
+
+    Answers their answers too. Raises `Unavailable` with Redis' reason, also for an error among them.
+    """
     loop = asyncio.get_running_loop()
     connection = Connection(taker)
+    login = ("AUTH", address.username or "default", address.password) if address.password else ()
+    greetings: list[Command] = [("HELLO", 3, *login, "SETNAME", name)]
+    if address.database:
+        greetings.append(("SELECT", address.database))
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
+        async with asyncio.timeout(seconds):
             if address.path:
                 await loop.create_unix_connection(lambda: connection, address.path)
             else:
-                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.ssl)
-            login = ("AUTH", address.username or "default", address.password) if address.password else ()
-            connection.ask("HELLO", 3, *login, "SETNAME", name, answer=connection.greet)
-            reply = await connection.greeting
+                await loop.create_connection(lambda: connection, *address.hosts[0], ssl=address.ssl)
+            replies = await connection.call(*greetings, *commands)
     except (OSError, TimeoutError) as error:
         connection.close("not opened")
         raise Unavailable(f"cannot reach Redis at {address}: {error or 'timed out'}") from error
-    if isinstance(reply, hiredis.ReplyError):
+    except BaseException:
         connection.close("not opened")
-        raise Unavailable(f"Redis at {address} refuses the feed: {reply}")
-    return connection
+        raise
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            connection.close("not opened")
+            raise Unavailable(f"Redis at {address} refuses {name}: {reply}")
+    return connection, replies[len(greetings) :]
+
+
+async def ask(address: "Address", *command: str | int, seconds: float) -> Any:
+    """The answer to one command, over a connection of its own. Raises `Unavailable`, also for an error."""
+    connection, (answer,) = await connect(address, _NOBODY, "trunkline-look", command, seconds=seconds)
+    connection.close("asked")
+    return answer

@@ -1,4 +1,4 @@
-"""Lua scripts in Redis: run by their hash, loaded when Redis does not know them (any more)."""
+"""Lua scripts in Redis: run by their hash, or whole where Redis does not know them (any more)."""
 
 from collections.abc import Sequence
 from hashlib import sha1
@@ -22,30 +22,33 @@ class Script:
     async def run(self, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """One call, one round trip. Raises redis-py's errors: a call whose answer was lost may have run."""
         try:
-            return await self._call(keys, arguments)
+            return await self._call("EVALSHA", self._sha, keys, arguments)
         except NoScriptError:
-            await self._redis.script_load(self._text)
-            return await self._call(keys, arguments)
+            # Sent whole it goes to the server that has the keys, and is known there from then on.
+            return await self._call("EVAL", self._text, keys, arguments)
 
     async def run_many(self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Several calls in one round trip, each on its own; the answers in their order."""
-        answers = await self._call_many(calls)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            # None of them ran.
-            await self._redis.script_load(self._text)
-            answers = await self._call_many(calls)
+        answers = await self._call_many("EVALSHA", self._sha, calls)
+        missed = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missed:
+            again = await self._call_many("EVAL", self._text, [calls[number] for number in missed])
+            for number, answer in zip(missed, again, strict=True):
+                answers[number] = answer
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
 
-    def _call(self, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    def _call(self, command: str, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         return self._redis.execute_command(  # type: ignore[no-untyped-call]
-            "EVALSHA", self._sha, len(keys), *keys, *arguments
+            command, script, len(keys), *keys, *arguments
         )
 
-    async def _call_many(self, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+    async def _call_many(
+        self, command: str, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
+    ) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for keys, arguments in calls:
-                pipe.execute_command("EVALSHA", self._sha, len(keys), *keys, *arguments)
+                pipe.execute_command(command, script, len(keys), *keys, *arguments)
             return await pipe.execute(raise_on_error=False)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 import uvloop
 
-from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker
+from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker, client
 from broker.agents import AgentMissing, Agents
 from broker.agents.model import Draft, Summary
 from broker.agents.registry import MAX_LIMIT
@@ -31,8 +31,8 @@ from broker.positions import parse
 from broker.runs.shift import FAREWELL_SECONDS
 from broker.watch import watch
 
-from . import app, auth, logs
-from .settings import Settings, fields, load, log_format, unknown
+from . import app, auth, check, logs
+from .settings import TOKEN_VARIABLE, Settings, fields, load, log_format, unknown
 
 PROGRAM = "trunkline"
 
@@ -124,10 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("type", help="type of the event, or - for lines from standard input")
     publish.add_argument("data", nargs="?", help="the event's data, a JSON object [{}]")
     tail = command("tail", _tail, "print events as they come, a line of JSON each", REDIS)
-    tail.add_argument("--workspace", required=True)
-    tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
-    tail.add_argument("--type", action="append", help="only of this type; may be repeated")
-    tail.add_argument("--since", help="first what came after this position; 0-0 is the beginning")
+    _add_tail_options(tail)
+    checking = command("check", _check, "connect with these settings, and say what was found and what to change")
+    checking.add_argument("--json", action="store_true", help="a line of JSON each")
+    checking.add_argument("--strict", action="store_true", help="fail for warnings too")
     worker = command(
         "worker",
         _worker,
@@ -140,6 +140,21 @@ def _parser() -> argparse.ArgumentParser:
         help="where its Worker stands; the module is found from the current directory",
     )
     return parser
+
+
+def _add_tail_options(tail: argparse.ArgumentParser) -> None:
+    tail.add_argument("--workspace", required=True)
+    tail.add_argument("--agent", action="append", help="only of this agent; may be repeated")
+    tail.add_argument("--type", action="append", help="only of this type; may be repeated")
+    tail.add_argument("--since", help="first what came after this position; 0-0 is the beginning")
+    tail.add_argument(
+        "--url",
+        help="through this gateway, as ws://127.0.0.1:8080/v2/ws, instead of Redis: MaxiCore's types, with a token",
+    )
+    tail.add_argument(
+        "--token-file",
+        help=f"file with the token for --url, read anew for each connection [the token in {TOKEN_VARIABLE}]",
+    )
 
 
 def _add_agent_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
@@ -585,6 +600,10 @@ def _tail(settings: Settings, options: argparse.Namespace) -> int:
         raise Invalid("--since", f"expected a position, as 1790000000000-0, got {options.since!r}")
     if options.type and not set(options.type) <= CATALOG.keys():
         raise Invalid("--type", f"no event type {min(set(options.type) - CATALOG.keys())!r} in the catalog")
+    if options.url is not None:
+        return _run(_print_items(_tail_gateway(options)))
+    if options.token_file is not None:
+        raise Invalid("--token-file", "expected --url with it: Redis takes no token")
     wanted = Filter(
         workspaces=frozenset((options.workspace,)),
         agents=frozenset(options.agent) if options.agent else None,
@@ -593,12 +612,53 @@ def _tail(settings: Settings, options: argparse.Namespace) -> int:
 
     async def work() -> int:
         async with _connect(settings) as broker:
-            async for item in watch(broker, wanted, Position(options.since) if options.since else None):
-                if isinstance(item, Gap):
-                    print(f"{PROGRAM}: events after {item.since} are lost", file=sys.stderr)
-                else:
-                    print(msgspec.json.encode(item).decode(), flush=True)
-        return 0
+            return await _print_items(watch(broker, wanted, Position(options.since) if options.since else None))
+
+    return _run(work())
+
+
+def _tail_gateway(options: argparse.Namespace) -> AsyncIterator[Event | Gap]:
+    """Lost connections are made again for ever, and said once: whoever follows a fleet outlives its deploys."""
+    file = Path(options.token_file) if options.token_file is not None else None
+
+    def token() -> str:
+        try:
+            given = file.read_text() if file is not None else os.environ.get(TOKEN_VARIABLE, "")
+        except (OSError, ValueError) as error:
+            raise Invalid("--token-file", f"cannot be read: {getattr(error, 'strerror', None) or 'not text'}") from None
+        if not given.strip():
+            raise Invalid("--url", f"expected a token in {TOKEN_VARIABLE} or --token-file; trunkline token makes one")
+        return given
+
+    return client.watch(
+        options.url,
+        token=token,
+        workspace_id=options.workspace,
+        agent_id=options.agent,
+        event_types=options.type,
+        since=options.since,
+    )
+
+
+async def _print_items(items: AsyncIterator[Event | Gap]) -> int:
+    async for item in items:
+        if isinstance(item, Gap):
+            print(f"{PROGRAM}: events after {item.since} are lost", file=sys.stderr)
+        else:
+            print(msgspec.json.encode(item).decode(), flush=True)
+    return 0
+
+
+# -- check
+
+
+def _check(settings: Settings, options: argparse.Namespace) -> int:
+    async def work() -> int:
+        found = await check.check(settings)
+        for finding in found:
+            print(check.say(finding, as_json=options.json))
+        bad = ("error", "warning") if options.strict else ("error",)
+        return int(any(finding.level in bad for finding in found))
 
     return _run(work())
 

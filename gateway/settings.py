@@ -19,6 +19,8 @@ from broker.keyspace import Keyspace
 from .addresses import networks
 
 VARIABLE_PREFIX = "TRUNKLINE_"
+# Whose token `tail --url` shows. No flag has it: what a command was told stands in the list of processes.
+TOKEN_VARIABLE = VARIABLE_PREFIX + "TOKEN"
 
 Seconds = float
 YEAR = 365 * 24 * 3600
@@ -40,9 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "production"
     host: Annotated[str, _m("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _m("port to listen on", ge=0, le=65535)] = 8080
-    redis_url: Annotated[str, _m("redis://, rediss:// or unix:// URL of the Redis that all nodes share")] = (
-        "redis://127.0.0.1:6379/0"
-    )
+    redis_url: Annotated[
+        str,
+        _m(
+            "URL of the Redis that all nodes share: redis://host, redis+sentinel://host,host/service, "
+            "redis+cluster://host,host, rediss… with TLS, or unix://path"
+        ),
+    ] = "redis://127.0.0.1:6379/0"
     prefix: Annotated[str, _m("begins every key and channel in Redis")] = "trunkline"
 
     jwt_secret: Annotated[
@@ -215,7 +221,7 @@ def load(environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
     """Variables with our prefix that are no setting: typing errors, most likely."""
-    known = {field.variable for field in fields()}
+    known = {field.variable for field in fields()} | {TOKEN_VARIABLE}
     return sorted(name for name in environment if name.startswith(VARIABLE_PREFIX) and name not in known)
 
 

@@ -79,14 +79,27 @@ class Node:
         self.port = port or free_port()
         self.redis_url, self.prefix, self.settings = redis_url, prefix, settings
         self.log = Path(os.environ.get("TMPDIR", "/tmp")) / f"trunkline-test-{os.getpid()}-{self.port}.log"
+        self.environment: dict[str, str] = {}  # beside the settings
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Node":
         """Start the process and wait until `/ready` answers 200."""
+        self.launch()
+        assert self.process is not None
+        deadline = time.monotonic() + 15
+        while http(self.http("/ready"))[0] != 200:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the node did not get ready:\n{self.output()}")
+            time.sleep(0.02)
+        return self
+
+    def launch(self) -> None:
+        """Start the process."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
         defaults = {"jwt_secret": SECRET, "prefix": self.prefix, "drain_wait_seconds": 0, "drain_seconds": 2}
         for name, value in (defaults | self.settings).items():
             environment[f"TRUNKLINE_{name.upper()}"] = str(value)
+        environment |= self.environment
         command = [sys.executable, "-X", "dev", "-m", "gateway", "serve", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--redis-url", self.redis_url]
         if self.settings.get("fast"):
@@ -94,12 +107,6 @@ class Node:
             command.remove("dev")
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment)
-        deadline = time.monotonic() + 15
-        while http(self.http("/ready"))[0] != 200:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the node did not get ready:\n{self.output()}")
-            time.sleep(0.02)
-        return self
 
     def http(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"

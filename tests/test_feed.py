@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from broker import Broker, Event, Filter, Invalid
 from broker import feed as feeds
+from broker import follower as followers
 from broker.events import Carried
 from broker.feed import Feed
 from broker.lines import Gap, Taker, Want
@@ -78,6 +79,11 @@ async def join(feed: Feed, *wants: Want) -> None:
         joined = feed.want(wants)
         if joined is not None:
             await joined
+
+
+async def say(broker: Broker, channel: str, message: bytes) -> None:
+    """As any Redis client can."""
+    await broker.redis.execute_command(broker.keys.publish, channel, message)
 
 
 async def kill_feed(broker: Broker) -> None:
@@ -194,8 +200,8 @@ async def test_a_redis_that_lost_its_history_is_told_as_a_reset(prefix: str) -> 
 async def test_a_deaf_connection_is_noticed_and_made_anew(
     redis: LocalRedis, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeds, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(feeds, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(followers, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(followers, "SILENCE_SECONDS", 0.5)
     async with (
         proxy(redis.port) as middle,
         Broker.connect(redis.url, prefix=prefix) as publisher,
@@ -210,7 +216,7 @@ async def test_a_deaf_connection_is_noticed_and_made_anew(
 
 
 async def test_the_check_finds_what_never_arrived(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(followers, "CHECK_SECONDS", 0.2)
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
         await broker.publish(progress(1))
         await until(lambda: taken.events)
@@ -236,7 +242,7 @@ async def test_a_message_that_is_no_event_is_dropped_and_what_follows_is_not(
     redis_url: str, prefix: str, message: bytes
 ) -> None:
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (feed, taken):
-        await broker.redis.publish(broker.keys.channel(WORKSPACE), message)
+        await say(broker, broker.keys.channel(WORKSPACE), message)
         await broker.publish(progress(1))
         await until(lambda: taken.events)
         await feed.settle(WORKSPACE)
@@ -248,7 +254,7 @@ async def test_a_forged_position_cannot_deafen_the_feed(redis_url: str, prefix: 
     forged = b'{"id":"99999999999999-0","prev":"%b","type":"task.progress","data":{"task_id":"t","step":0}}'
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
         position = await broker.publish(progress(1))
-        await broker.redis.publish(broker.keys.channel(WORKSPACE), forged % str(position).encode())
+        await say(broker, broker.keys.channel(WORKSPACE), forged % str(position).encode())
         await broker.publish(progress(2))
         await until(lambda: taken.gaps)
         await broker.publish(progress(3))
@@ -258,7 +264,7 @@ async def test_a_forged_position_cannot_deafen_the_feed(redis_url: str, prefix: 
 async def test_a_plain_publish_is_handed_on_live_without_a_position(redis_url: str, prefix: str) -> None:
     message = b'{"type":"task.progress","data":{"task_id":"task-456","agent_id":"agent-1","step":3}}'
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
-        await broker.redis.publish(broker.keys.channel(WORKSPACE), message)
+        await say(broker, broker.keys.channel(WORKSPACE), message)
         await until(lambda: taken.events)
         (event,) = taken.events
         assert (event.id, event.agent_id, event.task_id, bytes(event.data)) == (
@@ -325,10 +331,10 @@ async def test_a_plain_publish_on_an_agents_channel_arrives_though_somebody_watc
     live = progress(2)
     live.ephemeral = True
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
-        await broker.redis.publish(broker.keys.channel(WORKSPACE, "agent-1"), plain % 1)
+        await say(broker, broker.keys.channel(WORKSPACE, "agent-1"), plain % 1)
         await broker.publish_many([live, progress(3)])
-        await broker.redis.publish(broker.keys.channel(WORKSPACE, "agent-1"), plain % 4)
-        await broker.redis.publish(broker.keys.channel(WORKSPACE), plain % 5)
+        await say(broker, broker.keys.channel(WORKSPACE, "agent-1"), plain % 4)
+        await say(broker, broker.keys.channel(WORKSPACE), plain % 5)
         await until(lambda: len(taken.events) >= 5)
         feed.unwant([(WORKSPACE, None)])
         await broker.publish(progress(6))
@@ -341,6 +347,8 @@ async def test_a_change_of_channels_between_the_two_copies_of_an_event_neither_d
 ) -> None:
     wants = [(WORKSPACE, None), (WORKSPACE, "agent-1")]
     async with Broker.connect(redis_url, prefix=prefix) as broker, running(broker, *wants) as (feed, taken):
+        follower = feed._workspaces[WORKSPACE].follower
+        assert follower is not None
 
         def copies(step: int) -> tuple[list[bytes], list[bytes]]:
             """What the script publishes for one event: on the workspace's channel, then on the agent's."""
@@ -349,20 +357,43 @@ async def test_a_change_of_channels_between_the_two_copies_of_an_event_neither_d
             before = b"0-0" if step == 1 else b"1-%d" % (step - 1)
             message %= (step, before, before, step)
             channels = broker.keys.channel(WORKSPACE), broker.keys.channel(WORKSPACE, "agent-1")
-            whole, agent = ([b"message", channel.encode(), message] for channel in channels)
+            whole, agent = ([follower._words.message, channel.encode(), message] for channel in channels)
             return whole, agent
 
         for step in range(1, 7, 2):
             first, second = copies(step)
-            feed.on_pushes([first])
+            follower.on_pushes([first])
             feed.unwant([(WORKSPACE, None)])
-            feed.on_pushes([second])
+            follower.on_pushes([second])
             await feed.settle(WORKSPACE)
             first, second = copies(step + 1)
-            feed.on_pushes([first])
+            follower.on_pushes([first])
             joined = feed.want([(WORKSPACE, None)])
-            feed.on_pushes([second])
+            follower.on_pushes([second])
             if joined is not None:
                 await joined
         assert taken.steps() == [1, 2, 3, 4, 5, 6]
         assert taken.gaps == []
+
+
+async def test_who_wants_the_workspace_during_an_outage_takes_nothing_from_who_wanted_an_agent(
+    redis: LocalRedis, prefix: str
+) -> None:
+    async with (
+        proxy(redis.port) as middle,
+        Broker.connect(redis.url, prefix=prefix) as publisher,
+        Broker.connect(middle.url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, "agent-1")) as (feed, taken),
+    ):
+        await publisher.publish(progress(0))
+        await until(lambda: taken.steps() == [0])
+        middle.pause()
+        middle.cut()
+        await until(lambda: not feed.is_connected)
+        await publisher.publish(progress(1))
+        feed.want([(WORKSPACE, None)])
+        middle.go_on()
+        await until(lambda: feed.position(WORKSPACE, None))
+        await publisher.publish(progress(2))
+        await until(lambda: taken.steps()[-1] == 2)
+        assert taken.steps() == [0, 1, 2]

@@ -16,6 +16,12 @@ PURE = [
     "broker.agents.pairing",
     "broker.agents.records",
     "broker.catalog",
+    "broker.check.facts",
+    "broker.check.findings",
+    "broker.check.permissions",
+    "broker.client.course",
+    "broker.client.places",
+    "broker.client.words",
     "broker.errors",
     "broker.events",
     "broker.commands.exchange",
@@ -38,6 +44,8 @@ PURE = [
     "broker.shield.shell",
     "broker.shield.validation",
     "broker.shield.wrapped",
+    "broker.topology",
+    "broker.topology.slots",
     "gateway.addresses",
     "gateway.vitals.alerts",
     "gateway.buffer",
@@ -67,7 +75,11 @@ PURE = [
 WAITING = {"asyncio", "uvloop", "anyio", "redis", "hiredis", "socket", "selectors", "threading", "uvicorn", "starlette"}
 
 # Time is told to them. An event's own moment and the node's log are the exceptions.
-TIMELESS = [name for name in PURE if name.startswith("gateway.") or name == "broker.filters"]
+TIMELESS = [
+    name
+    for name in PURE
+    if name.startswith(("gateway.", "broker.check.", "broker.client.")) or name == "broker.filters"
+]
 
 
 def sources(package: str) -> dict[str, Path]:
@@ -114,6 +126,8 @@ def test_this_file_sees_every_module() -> None:
 def test_the_broker_knows_nothing_of_the_gateway(name: str) -> None:
     assert "gateway" not in {top(imported) for imported in imports(name)}
     sockets = {"uvicorn", "starlette", "websockets", "httptools", "jwt", "prometheus_client"}
+    if name == "broker.client.watching":
+        sockets -= {"websockets"}  # a client of gateways, who knows no more of them than their words
     assert not sockets & {top(imported) for imported in imports(name)}
 
 

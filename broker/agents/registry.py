@@ -56,7 +56,7 @@ class Agents:
         self._keys = broker.keys
         self._presence = broker.presence
         self._workspace_id = broker.workspace_id
-        self._bounds = (broker.log_events, broker.log_seconds, STATE_SECONDS, "PUBLISH")
+        self._bounds = (broker.log_events, broker.log_seconds, STATE_SECONDS, broker.keys.publish)
         self._register, self._list, self._pair = (Script(broker.redis, name) for name in ("register", "list", "pair"))
         self._purge = Purge(broker.redis, broker.keys)
         self._guard = Guard(broker)

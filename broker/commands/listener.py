@@ -122,7 +122,7 @@ class Listener:
     async def _round(self) -> None:
         self._stirred.clear()
         if not self._inboxes and not self._left:
-            await self._redis.connection_pool.disconnect()
+            await self._redis.aclose()
             await self._stirred.wait()
         left = list(self._left)
         await self._tell_left(self._leave, left)

@@ -25,6 +25,12 @@ local function text(number) return string.format('%.0f', number) end
 -- As all events write it: cjson also quotes slashes.
 local function json(value) return (string.gsub(cjson.encode(value), '\\/', '/')) end
 
+-- In a cluster a key may be on its way to another node, and a script that meets one ends there: before it has done
+-- anything, therefore.
+local ended = action == 'sweep' and redis.call('ZRANGEBYSCORE', presence, '-inf', text(now), 'LIMIT', 0, ARGV[12])
+for i = 12, ended and 11 or #ARGV do redis.call('EXISTS', ARGV[10] .. ARGV[i]) end
+for _, agent in ipairs(ended or {}) do redis.call('EXISTS', ARGV[10] .. agent) end
+
 -- What came late of an agent that was deleted is not kept (publish.lua).
 local function is_deleted(agent)
   local known = redis.call('HMGET', ARGV[10] .. agent, 'last_activity', 'created', 'deleted')
@@ -88,7 +94,6 @@ end
 
 local answer = {}
 if action == 'sweep' then
-  local ended = redis.call('ZRANGEBYSCORE', presence, '-inf', text(now), 'LIMIT', 0, ARGV[12])
   for _, agent in ipairs(ended) do end_lease(agent) end
   answer = {#ended, redis.call('ZCARD', presence)}
 else

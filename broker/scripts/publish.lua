@@ -1,6 +1,6 @@
 -- Append a producer's call to its workspace's log and tell every node, as one step.
 --
--- KEYS  1 log   2 workspace   3 producer   4.. one agent hash for each agent of the call
+-- KEYS  1 log   2 workspace   3 producer   4 deleted   5 errors   6.. one agent hash for each agent of the call
 --       then for each run whose holder speaks: the run, the endpoint's held, and the run's end
 -- ARGV  1 number of the call     2 log_events    3 log_seconds    4 seconds the producer's record lives
 --       5 seconds state lives    6 PUBLISH or SPUBLISH            7 channel of the workspace
@@ -15,12 +15,13 @@
 --         has ended. Of a refused event nothing is left; the others are not touched.
 --         The same number again gets the same answer, and nothing else happens.
 -- Error   OUT_OF_ORDER <last number>: the record does not continue with this number.
--- Example EVALSHA … 4 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:agent:{ws}:a1
+-- Example EVALSHA … 6 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:deleted:{ws}
+--           trunkline:errors:{ws} trunkline:agent:{ws}:a1
 --           1 10000 3600 86400 604800 PUBLISH trunkline:events:{ws} 1 trunkline:events:{ws}:a1
 --           1 0 '"type":"agent.online","workspace_id":"ws","agent_id":"a1","timestamp":"…","data":{}}'
 --         → 1) "1790000000000-0"
 
-local log, workspace, producer = KEYS[1], KEYS[2], KEYS[3]
+local log, workspace, producer, deleted, errors = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local number = tonumber(ARGV[1])
 
 local record = redis.call('HMGET', producer, 'number', 'answer')
@@ -42,18 +43,16 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local newest = redis.call('HGET', workspace, 'position') or '0-0'
 local newest_of, credits, seen, states = {}, {}, {}, {}
 
--- What the registry (register.lua) keeps of all agents together lies in this slot too. It is asked seldom, so whoever
--- calls this script need not name it.
-local function beside(kind) return (string.gsub(workspace, ':workspace:{', ':' .. kind .. ':{', 1)) end
-local function name_of(agent) return string.match(KEYS[3 + agent], '^[^}]*}:(.*)$') end
+local function key_of(agent) return KEYS[5 + agent] end
+local function name_of(agent) return string.match(key_of(agent), '^[^}]*}:(.*)$') end
 
 -- What is known of an agent before this call: read once, when its first event is met.
 local met, is_created, is_deleted = {}, {}, {}
 local function meet(agent)
-  local known = redis.call('HMGET', KEYS[3 + agent], 'position', 'last_activity', 'created', 'deleted')
+  local known = redis.call('HMGET', key_of(agent), 'position', 'last_activity', 'created', 'deleted')
   met[agent], newest_of[agent], is_created[agent] = true, known[1] or '0-0', known[3]
   if not known[2] and not known[3] then
-    is_deleted[agent] = known[4] or redis.call('ZSCORE', beside('deleted'), name_of(agent))
+    is_deleted[agent] = known[4] or redis.call('ZSCORE', deleted, name_of(agent))
   end
 end
 
@@ -130,7 +129,7 @@ if newest ~= '0-0' then
   redis.call('EXPIRE', workspace, ARGV[5])
 end
 for agent in pairs(seen) do
-  local key, state = KEYS[3 + agent], states[agent]
+  local key, state = key_of(agent), states[agent]
   local fields = {'last_activity', string.format('%.0f', now)}
   if is_logged[agent] then fields[3], fields[4] = 'position', newest_of[agent] end
   redis.call('HSET', key, unpack(fields))
@@ -140,10 +139,10 @@ for agent in pairs(seen) do
   end
   if state == 'error' then
     redis.call('HSET', key, 'state', state)
-    if is_created[agent] then redis.call('SADD', beside('errors'), name_of(agent)) end
+    if is_created[agent] then redis.call('SADD', errors, name_of(agent)) end
   elseif state then
     redis.call('HDEL', key, 'state')
-    if is_created[agent] then redis.call('SREM', beside('errors'), name_of(agent)) end
+    if is_created[agent] then redis.call('SREM', errors, name_of(agent)) end
   end
   -- A created agent stays until it is deleted.
   if not is_created[agent] then redis.call('EXPIRE', key, ARGV[5]) end

@@ -23,7 +23,17 @@ NODE: Parts = (
     ),
     ("join and leave groups", ("gateway/hub.py:",)),
     ("read feed, parse", ("broker/resp.py",)),
-    ("follow positions", ("broker/feed.py", "broker/positions.py", "broker/keyspace.py")),
+    (
+        "follow positions",
+        (
+            "broker/feed.py",
+            "broker/follower.py",
+            "broker/healing.py",
+            "broker/lines.py",
+            "broker/positions.py",
+            "broker/keyspace.py",
+        ),
+    ),
     ("decode, check events", ("broker/events.py", "broker/catalog.py")),
     (
         "parse what clients say",
