@@ -10,31 +10,34 @@ Keys       A pairing key says neither workspace nor agent, so a locator under it
            the agent's own hash decides whether a key is valid, and uses it up (pair.lua).
 """
 
+import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from random import uniform
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import UNSET
 
-from ..errors import Invalid
+from ..errors import Invalid, Unavailable
 from ..events import Event, pack
 from ..keyspace import STATE_SECONDS, check_id, check_workspace
 from ..patience import pause
 from ..script import Script
-from .asking import ask
+from .asking import PATIENCE_SECONDS, ask
 from .documents import changed_shield, changed_soul, write_soul
 from .errors import AgentMissing
 from .guard import Guard
 from .model import Agent, Created, Draft, Page, Paired, Patch, Status
 from .pairing import PAIRING_SECONDS, hash_of, make_key
 from .purge import Purge
-from .records import FIELDS, Record, read
+from .records import FIELDS, SUMMARY_FIELDS, Record, read
 
 if TYPE_CHECKING:
     from ..broker import Broker
-    from ..shield import Action, Violation
+    from ..shield import Action, Allowed, Resolve, Violation
 
 MAX_LIMIT = 100
 # Past this nobody has agents; Redis counts no further than 64 bits.
@@ -60,6 +63,7 @@ class Agents:
         self._register, self._list, self._pair = (Script(broker.redis, name) for name in ("register", "list", "pair"))
         self._purge = Purge(broker.redis, broker.keys)
         self._guard = Guard(broker)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, workspace: str, draft: Draft, *, by: str | None = None) -> Created:
         """Make an agent, for the user `by`. Raises `Invalid`: `$.name`, `$.mode`, `$.soul…`, `$.shield…`."""
@@ -110,7 +114,7 @@ class Agents:
             for agent, place in zip(answer[1::2], answer[2::2], strict=True)
         ]
         found = found if len(names) == 1 else sorted(found, reverse=True)[offset : offset + limit]
-        records = await self._read([(workspace, agent_id) for _, workspace, agent_id in found])
+        records = await self._read([(workspace, agent_id) for _, workspace, agent_id in found], SUMMARY_FIELDS)
         # One that was deleted a moment ago is none any more.
         items = [record.summary(status) for record in records if record.is_created]
         return Page(items, sum(int(answer[0]) for answer in answers) - len(records) + len(items))
@@ -141,11 +145,12 @@ class Agents:
         """
         record = await self._find(workspaces, agent_id, deleted_too=purge)
         if record.is_created:
+            # Before the agent, whose hash alone says where it is: cut short here, it can be called again.
+            locator = self._keys.pairing(record.fields["pairing"].decode())
+            await ask(lambda: self._redis.delete(locator))
             said = {"name": record.name, "reason": "user_request"} | ({} if by is None else {"deleted_by": by})
             if await self._do("delete", record.workspace, agent_id, said) == "missing" and not purge:
                 raise AgentMissing(agent_id)
-            locator = self._keys.pairing(record.fields["pairing"].decode())
-            await ask(lambda: self._redis.delete(locator))
         if purge:
             await self._purge.run(record.workspace, agent_id)
 
@@ -179,13 +184,23 @@ class Agents:
         if not is_kept:
             raise AgentMissing(agent_id)
 
-    async def guard(self, agent_id: str, action: "Action", *, workspace_id: str | None = None) -> "Violation | None":
-        """What the agent's shield has against `action`, also published as `shield.violation`; None: it may be done.
+    async def guard(
+        self,
+        agent_id: str,
+        action: "Action",
+        *,
+        task_id: str | None = None,
+        workspace_id: str | None = None,
+        home: str | None = None,
+        resolve: "Resolve | None" = None,
+    ) -> "Allowed | Violation":
+        """What the agent's shield says to `action`; a violation is published, too, as `shield.violation` of `task_id`.
 
-        A change of the shield counts within a second. Raises `AgentMissing`; after `Unavailable` it may not be done.
-        `workspace_id` is the broker's own unless it is told; `Invalid` without any.
+        `home` and `resolve` say how the agent's machine reads the shield's paths (see `broker.shield.Policy`); give the
+        same function each time. A change of the shield counts within a second. Raises `AgentMissing`; after
+        `Unavailable` it may not be done. `workspace_id` is the broker's own unless it is told; `Invalid` without any.
         """
-        return await self._guard.check(agent_id, action, workspace_id)
+        return await self._guard.check(agent_id, action, workspace_id, task_id=task_id, home=home, resolve=resolve)
 
     # -- with Redis ---------------------------------------------------------------------------------------------------
 
@@ -200,13 +215,13 @@ class Agents:
                 return record
         raise AgentMissing(agent_id)
 
-    async def _read(self, agents: Sequence[tuple[str, str]]) -> Sequence[Record]:
-        """The records of agents by workspace and id, whether they are there or not."""
+    async def _read(self, agents: Sequence[tuple[str, str]], fields: Sequence[str] = FIELDS) -> Sequence[Record]:
+        """The records of agents by workspace and id, whether they are there or not; of each these fields."""
 
         async def records() -> Any:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for workspace, agent_id in agents:
-                    pipe.hmget(self._keys.agent(workspace, agent_id), FIELDS)
+                    pipe.hmget(self._keys.agent(workspace, agent_id), fields)
                     pipe.zscore(self._keys.presence(workspace), agent_id)
                 pipe.time()
                 return await pipe.execute()
@@ -214,7 +229,7 @@ class Agents:
         *answers, (seconds, microseconds) = await ask(records)
         now = seconds * 1000 + microseconds // 1000
         return [
-            read(workspace, agent_id, values, ends is not None and ends > now)
+            read(workspace, agent_id, dict(zip(fields, values, strict=True)), ends is not None and ends > now)
             for (workspace, agent_id), values, ends in zip(agents, answers[::2], answers[1::2], strict=True)
         ]
 
@@ -222,6 +237,29 @@ class Agents:
         self, workspaces: frozenset[str], agent_id: str, change: Callable[[Record], Fields], by: str | None
     ) -> Record:
         """Set what `change` makes of the agent, once nothing else came between; answers the agent after it."""
+        async with self._turn(agent_id):
+            return await self._merge(workspaces, agent_id, change, by)
+
+    @asynccontextmanager
+    async def _turn(self, agent_id: str) -> AsyncIterator[None]:
+        """The changes of one agent that this process is asked for go one by one: n at once would be merged n² times.
+
+        Raises `Unavailable` when the turn does not come in 3 s.
+        """
+        lock = self._turns.setdefault(agent_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await lock.acquire()
+        except TimeoutError:
+            raise Unavailable("too many changes of one agent at once") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _merge(
+        self, workspaces: frozenset[str], agent_id: str, change: Callable[[Record], Fields], by: str | None
+    ) -> Record:
         while True:
             record = await self._find(workspaces, agent_id)
             fields = change(record)

@@ -40,6 +40,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message. An
 -- ephemeral one has none, and says so: it was published on both channels, unlike a plain PUBLISH.
 local newest = redis.call('HGET', workspace, 'position') or '0-0'
+-- `seen` has the agents that said something in this call, each with the position of its last durable event, if any.
 local newest_of, credits, seen, states = {}, {}, {}, {}
 
 -- What the registry (register.lua) keeps of all agents together lies in this slot too. It is asked seldom, so whoever
@@ -48,12 +49,16 @@ local function beside(kind) return (string.gsub(workspace, ':workspace:{', ':' .
 local function name_of(agent) return string.match(KEYS[3 + agent], '^[^}]*}:(.*)$') end
 
 -- What is known of an agent before this call: read once, when its first event is met.
-local met, is_created, is_deleted = {}, {}, {}
+local is_created, is_deleted = {}, {}
 local function meet(agent)
-  local known = redis.call('HMGET', KEYS[3 + agent], 'position', 'last_activity', 'created', 'deleted')
-  met[agent], newest_of[agent], is_created[agent] = true, known[1] or '0-0', known[3]
-  if not known[2] and not known[3] then
-    is_deleted[agent] = known[4] or redis.call('ZSCORE', beside('deleted'), name_of(agent))
+  local key = KEYS[3 + agent]
+  local known = redis.call('HMGET', key, 'position', 'last_activity', 'created')
+  newest_of[agent] = known[1] or '0-0'
+  if known[3] then
+    is_created[agent] = true
+  elseif not known[2] then
+    is_deleted[agent] = redis.call('HEXISTS', key, 'deleted') == 1
+      or redis.call('ZSCORE', beside('deleted'), name_of(agent))
   end
 end
 
@@ -91,25 +96,24 @@ local function end_run(kind, position, entry)
   if position then redis.call('SET', KEYS[index + 2], position .. ' ' .. entry, 'EX', ARGV[3]) end
 end
 
-local positions, messages, is_logged = {}, {}, {}
+local positions, messages = {}, {}
 for i = 9 + agents, #ARGV, 3 do
   local agent, kind, body = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local is_held = kind ~= '0' and string.byte(kind) == 64
-  if not met[agent] then meet(agent) end
+  if not newest_of[agent] then meet(agent) end
   if is_held and is_refused(kind) then
     positions[#positions + 1] = '!'
     messages[#messages + 1] = false
   elseif kind == '-' or is_deleted[agent] then
     if is_held then end_run(kind) end
-    if not is_deleted[agent] then seen[agent] = true end
+    if not is_deleted[agent] then seen[agent] = seen[agent] or false end
     positions[#positions + 1] = ''
     messages[#messages + 1] = '{"prev":"",' .. body
   else
-    seen[agent], is_logged[agent] = true, true
     local entry = '"prev":"' .. newest .. '","agent_prev":"' .. newest_of[agent] .. '",' .. body
     newest = redis.call('XADD', log, 'MAXLEN', '=', ARGV[2], next_id, 'e', entry)
     next_id = '*'
-    newest_of[agent] = newest
+    newest_of[agent], seen[agent] = newest, newest
     if is_held then
       end_run(kind, newest, entry)
     elseif kind ~= '0' then
@@ -118,7 +122,8 @@ for i = 9 + agents, #ARGV, 3 do
     positions[#positions + 1] = newest
     messages[#messages + 1] = '{"id":"' .. newest .. '",' .. entry
   end
-  if seen[agent] and string.find(body, '"agent_status"', 1, true) then note_state(agent, body) end
+  -- Sought by what is rare in events: this is done for each of them.
+  if seen[agent] ~= nil and string.find(body, '_status"', 1, true) then note_state(agent, body) end
 end
 
 redis.call('HSET', producer, 'number', number, 'answer', table.concat(positions, ',') .. ',')
@@ -129,11 +134,14 @@ if newest ~= '0-0' then
   redis.call('HSET', workspace, 'position', newest)
   redis.call('EXPIRE', workspace, ARGV[5])
 end
-for agent in pairs(seen) do
+local moment = string.format('%.0f', now)
+for agent, position in pairs(seen) do
   local key, state = KEYS[3 + agent], states[agent]
-  local fields = {'last_activity', string.format('%.0f', now)}
-  if is_logged[agent] then fields[3], fields[4] = 'position', newest_of[agent] end
-  redis.call('HSET', key, unpack(fields))
+  if position then
+    redis.call('HSET', key, 'last_activity', moment, 'position', position)
+  else
+    redis.call('HSET', key, 'last_activity', moment)
+  end
   if credits[agent] then
     -- A total past 64 bits must not stop the script half done: it stays where it is.
     redis.pcall('HINCRBY', key, 'credits_used', string.format('%.0f', credits[agent]))

@@ -7,8 +7,8 @@
 --       11 the event that tells of it: its JSON without its opening brace, as for publish.lua
 --       12.. fields and values that are set in the agent's hash; for 'delete' instead the event that is told before
 --       the other of an agent that is present
--- Answer  'done', also when the same call comes again; 'missing': there is no such agent; 'changed': another call came
---         before this one. Unless it is done nothing has happened.
+-- Answer  'done', also when the same call comes again, be it after the agent it made was deleted; 'missing': there is no
+--         such agent; 'changed': another call came before this one. Unless it is done nothing has happened.
 -- Example EVALSHA … 8 trunkline:agent:{ws}:agent-1 trunkline:agents:{ws} trunkline:errors:{ws} trunkline:deleted:{ws}
 --           trunkline:log:{ws} trunkline:workspace:{ws} trunkline:presence:{ws} trunkline:farewells:{ws} update agent-1 9f 7c 10000 3600 604800 PUBLISH
 --           trunkline:events:{ws} trunkline:events:{ws}:agent-1 '"type":"agent_updated",…}' name Alpha → "done"
@@ -25,6 +25,8 @@ local calls = known[2] or ''
 if string.find(calls, call, 1, true) or known[3] == call then return 'done' end
 if action == 'create' then
   if known[1] then return 'changed' end
+  -- Made by this call, whose answer was lost, and deleted since: it must not come back.
+  if redis.call('ZSCORE', deleted, name) then return 'done' end
 else
   if not known[1] then return 'missing' end
   if action == 'update' and string.match(calls, '^[^,]*') ~= ARGV[4] then return 'changed' end
