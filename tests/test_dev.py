@@ -102,7 +102,8 @@ async def test_the_demo_agents_tell_every_event_type_that_the_gateway_does_not_m
     redis_url: str, prefix: str
 ) -> None:
     # Those of workflows come from the demo's worker: test_demo.py.
-    told = {name for name, kind in CATALOG.items() if kind.dialect != "agnt5"} - {"metrics_update", "performance_alert"}
+    told = {name for name, kind in CATALOG.items() if kind.dialect != "agnt5"}
+    told -= {"metrics_update", "performance_alert", "agent.online", "agent.offline"}
     seen: set[str] = set()
     async with Broker.connect(redis_url, prefix=prefix) as broker:
         wanted = Filter(workspaces=frozenset({WORKSPACE}))
