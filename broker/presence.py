@@ -89,7 +89,7 @@ class Presence:
     ) -> tuple[Sequence[str], Sequence[str | int]]:
         keys = self._keys
         names = [keys.presence(workspace), keys.farewells(workspace), keys.deleted(workspace)]
-        names += [keys.log(workspace), keys.workspace(workspace)]
+        names += [keys.log(workspace), keys.workspace(workspace), keys.online(workspace), keys.offline(workspace)]
         terms: list[str | int] = [
             action,
             workspace,

@@ -1,7 +1,9 @@
 """The registry of agents: what is kept, told and found, whoever writes at the same time and whatever answer is lost."""
 
 import asyncio
+import random
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -55,8 +57,7 @@ async def told(broker: Broker, workspace: str = WORKSPACE) -> list[Event]:
 
 
 async def be_present(broker: Broker, *agents: str, workspace: str = WORKSPACE) -> None:
-    for agent in agents:
-        await broker.redis.zadd(broker.keys.presence(workspace), {agent: 9e12})
+    await broker.presence.renew(workspace, agents)
 
 
 async def names(broker: Broker, workspaces: frozenset[str] = OURS, **asked: Any) -> list[str]:
@@ -363,14 +364,76 @@ async def test_a_filter_by_status_pages_through_those_that_match(redis_url: str,
         assert await names(broker, status="error") == ["a2"]
 
 
-async def test_a_filter_asks_all_presences_of_a_large_workspace(redis_url: str, prefix: str) -> None:
+async def test_a_lease_that_has_ended_counts_before_anybody_is_told_and_so_does_one_that_is_renewed_then(
+    redis_url: str, prefix: str
+) -> None:
     async with Broker.connect(redis_url, prefix=prefix) as broker:
-        ids = await made(broker, "oldest")
+        ids = await made(broker, "a0", "a1", "a2")
         await be_present(broker, *ids)
-        await broker.redis.zadd(broker.keys.agents(WORKSPACE), {f"agent-{n}": n for n in range(2500)})
-        assert await names(broker, status="online") == ["oldest"]
-        page = await broker.agents.list(OURS, status="offline", limit=1)
-        assert page.total == 2499  # the one it would show has no hash: it was deleted a moment ago
+        await broker.redis.zadd(broker.keys.presence(WORKSPACE), {ids[1]: 1})
+        for _ in range(2):
+            assert await names(broker, status="online") == ["a2", "a0"]
+            assert await names(broker, status="offline") == ["a1"]
+        assert (await broker.agents.get(OURS, ids[1])).status == "offline"
+        await be_present(broker, ids[1])
+        assert await names(broker, status="online") == ["a2", "a1", "a0"]
+        await broker.redis.zadd(broker.keys.presence(WORKSPACE), {ids[1]: 1})
+        assert await names(broker, status="offline") == ["a1"]
+        await broker.presence.leave(WORKSPACE, [ids[1]])  # a goodbye is a sign of life
+        assert await names(broker, status="online") == ["a2", "a1", "a0"]
+        await broker.redis.zadd(broker.keys.presence(WORKSPACE), {ids[1]: 1})
+        await broker.presence.sweep([WORKSPACE], time.time())
+        assert await names(broker, status="offline") == ["a1"]
+        await broker.redis.delete(broker.keys.presence(WORKSPACE))
+        assert await names(broker, status="offline") == ["a2", "a1", "a0"]
+
+
+async def test_lists_by_status_agree_with_the_details_whatever_happens(redis_url: str, prefix: str) -> None:
+    choice = random.Random(5)
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        ids = await made(broker, *(f"a{number}" for number in range(8)))
+        for _ in range(150):
+            agent = choice.choice(ids)
+            match choice.randrange(8):
+                case 0 | 1:
+                    await broker.presence.renew(WORKSPACE, [agent])
+                case 2:
+                    await broker.presence.leave(WORKSPACE, [agent])
+                case 3:
+                    await broker.redis.zadd(broker.keys.presence(WORKSPACE), {agent: 1}, xx=True)
+                case 4:
+                    await broker.presence.sweep([WORKSPACE], time.time())
+                case 5:
+                    await broker.publish(status_event(agent, "error"))
+                case 6:
+                    await broker.publish(status_event(agent, "idle"))
+                case _:
+                    await broker.agents.delete(OURS, agent)
+                    ids.remove(agent)
+                    ids += await made(broker, "new")
+            found = {agent: (await broker.agents.get(OURS, agent)).status for agent in reversed(ids)}
+            for status in ("online", "offline", "error"):
+                page = await broker.agents.list(OURS, status=status)  # type: ignore[arg-type]
+                expected = [agent for agent, its_status in found.items() if its_status == status]
+                assert ([item.id for item in page.items], page.total) == (expected, len(expected))
+
+
+async def test_a_page_of_many_agents_costs_redis_as_much_as_one_of_few(redis_url: str, prefix: str) -> None:
+    """Counted in what the script asks Redis for: no stretch of the many is read to find the few."""
+
+    async def calls(broker: Broker, **asked: Any) -> int:
+        await broker.redis.config_resetstat()
+        await broker.agents.list(OURS, limit=1, **asked)
+        stats = await broker.redis.info("commandstats")
+        return sum(line["calls"] for name, line in stats.items() if name.startswith(("cmdstat_z", "cmdstat_s")))
+
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        ids = await made(broker, *(f"a{number}" for number in range(60)))
+        await be_present(broker, *ids[:30])
+        await broker.publish_many([status_event(agent, "error") for agent in ids[20:40]])
+        for status in (None, "online", "offline", "error"):
+            assert await calls(broker, status=status) <= 5
+            assert await calls(broker, status=status, offset=15) <= 5
 
 
 # -- writers at the same time, lost answers

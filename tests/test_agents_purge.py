@@ -97,7 +97,8 @@ async def test_purge_leaves_no_key_of_the_agent_and_every_key_of_its_neighbours(
 
         after = await dumped(broker, prefix)
         keys = broker.keys
-        shared = (keys.log(WORKSPACE), keys.workspace(WORKSPACE), keys.agents(WORKSPACE), keys.producer(WORKSPACE, ""))
+        shared = (keys.log(WORKSPACE), keys.workspace(WORKSPACE), keys.agents(WORKSPACE), keys.offline(WORKSPACE))
+        shared += (keys.producer(WORKSPACE, ""),)
         gone = (keys.agent(WORKSPACE, agent), keys.pairing(""))
         for name, value in before.items():
             if not name.decode().startswith(gone + shared):
@@ -426,14 +427,16 @@ async def test_a_run_of_a_deleted_agent_ends_all_the_same(redis_url: str, prefix
         assert not await broker.redis.exists(end)
 
 
-async def test_what_is_kept_of_deleted_agents_ends(redis_url: str, prefix: str) -> None:
+async def test_a_deleted_agent_is_never_present_again(redis_url: str, prefix: str) -> None:
+    """Its token may live for years; of the agent itself nothing is kept after 7 days but that it was deleted."""
     async with Broker.connect(redis_url, prefix=prefix) as broker:
         agent = await made(broker)
-        await broker.redis.zadd(broker.keys.deleted(WORKSPACE), {"agent-long-ago": 1})
         await broker.agents.delete(OURS, agent)
-        assert await broker.redis.zrange(broker.keys.deleted(WORKSPACE), 0, -1) == [agent.encode()]
-        for name in (broker.keys.deleted(WORKSPACE), broker.keys.agent(WORKSPACE, agent)):
-            assert 0 < await broker.redis.ttl(name) <= 7 * 24 * 3600
+        assert 0 < await broker.redis.ttl(broker.keys.agent(WORKSPACE, agent)) <= 7 * 24 * 3600
+        assert await broker.redis.ttl(broker.keys.deleted(WORKSPACE)) == -1
+        await broker.redis.delete(broker.keys.agent(WORKSPACE, agent))
+        with pytest.raises(AgentMissing):
+            await broker.agents.present(agent, workspace_id=WORKSPACE)
 
 
 async def test_positions_grow_though_the_log_expired_and_the_clock_went_back(redis_url: str, prefix: str) -> None:

@@ -60,7 +60,8 @@ class Agents:
         self._presence = broker.presence
         self._workspace_id = broker.workspace_id
         self._bounds = (broker.log_events, broker.log_seconds, STATE_SECONDS, "PUBLISH")
-        self._register, self._list, self._pair = (Script(broker.redis, name) for name in ("register", "list", "pair"))
+        names = ("register", "list", "read", "pair")
+        self._register, self._list, self._reader, self._pair = (Script(broker.redis, name) for name in names)
         self._purge = Purge(broker.redis, broker.keys)
         self._guard = Guard(broker)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -100,13 +101,9 @@ class Agents:
         names, offset = sorted(workspaces), min(offset, _MAX_OFFSET)
         # Of several workspaces each may have all that is asked for.
         stretch = (offset, limit) if len(names) == 1 else (0, offset + limit)
-        calls = [
-            (
-                [self._keys.agents(name), self._keys.errors(name), self._keys.presence(name)],
-                [status or "", *stretch],
-            )
-            for name in names
-        ]
+        keys = self._keys
+        asked = {None: keys.agents, "online": keys.online, "offline": keys.offline, "error": keys.errors}[status]
+        calls = [([keys.presence(name), keys.online(name), keys.offline(name), asked(name)], stretch) for name in names]
         answers = await ask(lambda: self._list.run_many(calls))
         found = [
             (int(place), name, agent.decode())
@@ -216,22 +213,25 @@ class Agents:
         raise AgentMissing(agent_id)
 
     async def _read(self, agents: Sequence[tuple[str, str]], fields: Sequence[str] = FIELDS) -> Sequence[Record]:
-        """The records of agents by workspace and id, whether they are there or not; of each these fields."""
+        """The records of agents by workspace and id, whether they are there or not; of each these fields.
 
-        async def records() -> Any:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for workspace, agent_id in agents:
-                    pipe.hmget(self._keys.agent(workspace, agent_id), fields)
-                    pipe.zscore(self._keys.presence(workspace), agent_id)
-                pipe.time()
-                return await pipe.execute()
-
-        *answers, (seconds, microseconds) = await ask(records)
-        now = seconds * 1000 + microseconds // 1000
-        return [
-            read(workspace, agent_id, dict(zip(fields, values, strict=True)), ends is not None and ends > now)
-            for (workspace, agent_id), values, ends in zip(agents, answers[::2], answers[1::2], strict=True)
+        One call for each workspace: what a command costs the client is more than what Redis takes to read an agent.
+        """
+        of: dict[str, list[str]] = {}
+        for workspace, agent_id in agents:
+            of.setdefault(workspace, []).append(agent_id)
+        keys = self._keys
+        calls: list[tuple[list[str], list[str | int]]] = [
+            ([keys.presence(workspace)], [keys.agent(workspace, ""), len(fields), *fields, *ids])
+            for workspace, ids in of.items()
         ]
+        answers = await ask(lambda: self._reader.run_many(calls))
+        found = {
+            (workspace, agent_id): read(workspace, agent_id, dict(zip(fields, values, strict=True)), bool(is_present))
+            for (workspace, ids), answer in zip(of.items(), answers, strict=True)
+            for agent_id, (is_present, values) in zip(ids, answer, strict=True)
+        }
+        return [found[agent] for agent in agents]
 
     async def _change(
         self, workspaces: frozenset[str], agent_id: str, change: Callable[[Record], Fields], by: str | None
@@ -291,7 +291,7 @@ class Agents:
         event = _told(f"agent_{action}d", workspace, agent_id, said)
         names = [keys.agent(workspace, agent_id), keys.agents(workspace), keys.errors(workspace)]
         names += [keys.deleted(workspace), keys.log(workspace), keys.workspace(workspace)]
-        names += [keys.presence(workspace), keys.farewells(workspace)]
+        names += [keys.presence(workspace), keys.farewells(workspace), keys.online(workspace), keys.offline(workspace)]
         arguments: Any = [action, agent_id, secrets.token_hex(8), version, *self._bounds]
         arguments += [keys.channel(workspace), keys.channel(workspace, agent_id), event]
         if action == "delete":

@@ -2,7 +2,7 @@
 -- `agent.online` and `agent.offline`, and by an `agent_status` unless the agent is in error.
 -- A call that comes again finds what the first has done, and tells nothing twice; so do two that sweep.
 --
--- KEYS  1 presence   2 farewells   3 deleted   4 log   5 workspace
+-- KEYS  1 presence   2 farewells   3 deleted   4 log   5 workspace   6 online   7 offline
 -- ARGV  1 'renew': the agents live      'leave': somebody says goodbye for them, which is a sign of life too
 --         'sweep': tell which leases have ended
 --       2 the workspace   3 now, as events write it   4 ms that a lease lives   5 log_events   6 log_seconds
@@ -13,11 +13,12 @@
 -- Answer  renew: 1 for each agent, 0 for one that was deleted, of which nothing is kept
 --         leave: for each agent 1 if it was present
 --         sweep: how many leases have ended, and how many are left
--- Example EVALSHA … 5 trunkline:presence:{ws} trunkline:farewells:{ws} trunkline:deleted:{ws} trunkline:log:{ws}
---           trunkline:workspace:{ws} renew ws 2026-03-27T10:30:00.000Z 15000 10000 3600 604800 PUBLISH
+-- Example EVALSHA … 7 trunkline:presence:{ws} trunkline:farewells:{ws} trunkline:deleted:{ws} trunkline:log:{ws}
+--           trunkline:workspace:{ws} trunkline:online:{ws} trunkline:offline:{ws} renew ws 2026-03-27T10:30:00.000Z 15000 10000 3600 604800 PUBLISH
 --           trunkline:events:{ws} trunkline:agent:{ws}: 'Client connected' agent-1 → 1) (integer) 1
 
 local presence, farewells, deleted, log, workspace = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local online, offline = KEYS[6], KEYS[7]
 local action, reason = ARGV[1], ARGV[11]
 
 local time = redis.call('TIME')
@@ -65,6 +66,14 @@ local function tell_status(agent, old, new, why)
   tell(agent, 'agent_status', status)
 end
 
+-- Those of the registry are listed by their status, in the order of their making; who is in error is in neither.
+local function list(agent, from, to)
+  local place = redis.call('ZSCORE', from, agent)
+  if not place then return end
+  redis.call('ZREM', from, agent)
+  redis.call('ZADD', to, place, agent)
+end
+
 local function end_lease(agent)
   if not is_deleted(agent) then
     local why = redis.call('HGET', farewells, agent) or reason
@@ -73,6 +82,7 @@ local function end_lease(agent)
   end
   redis.call('ZREM', presence, agent)
   redis.call('HDEL', farewells, agent)
+  list(agent, online, offline)
 end
 
 -- Also one whose lease has ended, as long as nobody was told so: after an outage of Redis all of them have.
@@ -86,6 +96,7 @@ local function renew(agent)
   end
   redis.call('ZADD', presence, text(now + ARGV[4]), agent)
   redis.call('HDEL', farewells, agent)
+  list(agent, offline, online)
   return 1
 end
 
@@ -93,6 +104,7 @@ local function leave(agent)
   if not is_present(agent) then return 0 end
   redis.call('ZADD', presence, text(now + ARGV[4]), agent)
   redis.call('HSET', farewells, agent, reason)
+  list(agent, offline, online)
   return 1
 end
 

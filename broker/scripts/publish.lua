@@ -70,6 +70,15 @@ local function note_state(agent, body)
   end
 end
 
+-- An agent of the registry is listed under its status alone: `online`, `offline` or `errors`.
+local function list(name, state)
+  local is_present = redis.call('ZSCORE', beside('presence'), name)
+  local status = state == 'error' and 'errors' or is_present and 'online' or 'offline'
+  local place = redis.call('ZSCORE', beside('agents'), name)
+  for _, other in ipairs({'online', 'offline', 'errors'}) do redis.call('ZREM', beside(other), name) end
+  redis.call('ZADD', beside(status), place, name)
+end
+
 -- The log expires when idle. Should the clock have gone back meanwhile, positions still only grow.
 local next_id = '*'
 if newest ~= '0-0' and redis.call('EXISTS', log) == 0 then
@@ -146,12 +155,9 @@ for agent, position in pairs(seen) do
     -- A total past 64 bits must not stop the script half done: it stays where it is.
     redis.pcall('HINCRBY', key, 'credits_used', string.format('%.0f', credits[agent]))
   end
-  if state == 'error' then
-    redis.call('HSET', key, 'state', state)
-    if is_created[agent] then redis.call('SADD', beside('errors'), name_of(agent)) end
-  elseif state then
-    redis.call('HDEL', key, 'state')
-    if is_created[agent] then redis.call('SREM', beside('errors'), name_of(agent)) end
+  if state then
+    if state == 'error' then redis.call('HSET', key, 'state', state) else redis.call('HDEL', key, 'state') end
+    if is_created[agent] then list(name_of(agent), state) end
   end
   -- A created agent stays until it is deleted.
   if not is_created[agent] then redis.call('EXPIRE', key, ARGV[5]) end
