@@ -1,6 +1,6 @@
 """Demo agents that tell stories and obey commands, a demo worker and its client, for `trunkline dev`: traffic of every
-event type in the catalog, but for `metrics_update` and `performance_alert`, which the gateway makes itself, as it tells
-which agents come and go.
+event type in the catalog, but for `metrics_update` and `performance_alert`, which the gateway makes itself. That agents
+come and go, are made and deleted, is real, and told as of every agent.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from broker import Broker, Command, Event, Invalid, Retry, Run, Runs, TrunklineError, Unavailable, Worker
+from broker.agents.model import Draft, Patch
 from broker.patience import pause
 from broker.runs.steps import Step
 
@@ -129,18 +130,6 @@ def inference(agent: str) -> Story:
     yield "agent_status", {"old_status": "active", "new_status": "idle", "reason": "done"}, _pause()
 
 
-def life(agent: str) -> Story:
-    """An agent's registration, change and end."""
-    name = "Research Agent"
-    yield (
-        "agent_created",
-        {"name": name, "template": "research_v2", "created_by": "user_456", "status": "pending"},
-        _pause(3),
-    )
-    yield "agent_updated", {"name": f"{name} II"}, _pause(3)
-    yield "agent_deleted", {"name": name, "deleted_by": "user_123", "reason": "user_request"}, _pause(3)
-
-
 def knowledge(agent: str) -> Story:
     """Entities and relations that come, change and go."""
     one, other, link = _id("entity"), _id("entity"), _id("rel")
@@ -192,7 +181,7 @@ def system(agent: str) -> Story:
 CAST: tuple[tuple[str | None, tuple[Callable[[str], Story], ...]], ...] = (
     (AGENTS[0], (task,)),
     (AGENTS[1], (task, inference, inference)),
-    (AGENTS[2], (inference, life)),
+    (AGENTS[2], (inference,)),
     (None, (knowledge,)),
     (None, (system,)),
 )
@@ -367,11 +356,33 @@ async def visit(broker: Broker, workspace: str) -> None:
         await pause(_pause(8))
 
 
+async def hire(broker: Broker, workspace: str) -> None:
+    """Somebody who makes an agent, changes it and deletes it again: the registry tells of that."""
+    draft = Draft(
+        name="Research Agent",
+        workspace_id=workspace,
+        soul={"name": "Rhea", "role": "Researcher", "capabilities": ["python", "web"]},
+        shield={"filesystem": {"allowed_paths": ["/project/**"], "blocked_paths": ["/root", "~/.ssh"]}},
+    )
+    ours = frozenset((workspace,))
+    while True:
+        try:
+            made = await broker.agents.create(workspace, draft, by="user_456")
+            await pause(_pause(6))
+            await broker.agents.update(ours, made.id, Patch(name="Research Agent II"), by="user_456")
+            await pause(_pause(20))
+            await broker.agents.delete(ours, made.id, by="user_123")
+        except TrunklineError:
+            await pause(1)  # Redis is away, or somebody else has deleted it
+        await pause(_pause(6))
+
+
 async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
     """Let the whole cast tell stories, the agents obey and the worker work, until cancelled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(recruiter(broker, workspace).run())
         tasks.create_task(visit(broker, workspace))
+        tasks.create_task(hire(broker, workspace))
         for agent, stories in CAST:
             actor = Actor(broker, workspace, agent)
             tasks.create_task(actor.play(stories))

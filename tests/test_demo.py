@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
@@ -154,3 +154,19 @@ async def test_the_demo_worker_and_its_client_make_every_event_type_of_workflows
 
     async with playing(redis_url, prefix) as stage:
         await until(lambda: look(stage), 30)
+
+
+async def test_an_agent_is_made_changed_and_deleted_again(redis_url: str, prefix: str) -> None:
+    async with playing(redis_url, prefix) as stage:
+
+        async def life() -> list[str]:
+            page = await stage.broker.log.page(WORKSPACE, START, 1000)
+            (made, *_) = [event for event in page.events if event.type == "agent_created"] or [None]
+            return [event.type for event in page.events if made is not None and event.agent_id == made.agent_id]
+
+        assert await until(lambda: _whole(life())) == ["agent_created", "agent_updated", "agent_deleted"]
+
+
+async def _whole(life: Awaitable[list[str]]) -> list[str] | None:
+    kinds = await life
+    return kinds if len(kinds) == 3 else None
