@@ -27,7 +27,7 @@ check: $(VENV)/ready ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/ready ## what a delivery costs, as ratios to a bare baseline in the same run
+bench: $(VENV)/ready ## what a delivery and a request cost, as ratios to bare baselines in the same run
 	$(BIN)/python -m tests.bench
 
 fleet: $(VENV)/ready ## Redis, two replicas and HAProxy on this machine, from the files in deploy/

@@ -132,8 +132,9 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
     behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
     if not behind:
         return
+    ended = await _ended(workspace, log, [line for agent, line in behind.items() if agent and heads[agent] == START])
     for agent, line in behind.items():
-        if line.position is not None and is_after(line.position, heads[agent]):
+        if agent not in ended and line.position is not None and is_after(line.position, heads[agent]):
             # Redis knows less than we do: it lost what it had acknowledged, or everything.
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=True)
             # Perhaps only the last event was none of its own: then the one before it is where its history goes on.
@@ -169,8 +170,27 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
         if is_after(heads[agent], line.position or START):
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=False)
             line.position = line.read_to = heads[agent]
+    for agent in ended:
+        await _end(behind[agent], log, taker)
     if filled:
         taker.on_healed(filled)
+
+
+async def _ended(workspace: Workspace, log: Log, lines: list[Line]) -> set[str | None]:
+    """The agents of those lines that have no head since a purge, and not since Redis lost what it knew."""
+    end = await log.purged(workspace.name) if lines else START
+    return {line.agent for line in lines if not is_after(line.position or START, end)}
+
+
+async def _end(line: Line, log: Log, taker: Taker) -> None:
+    """What the log has of an agent that was purged, that it was deleted, is handed on: from now on it has no head.
+
+    Where the line stands elsewhere the log has let that go too, and who knows what before it.
+    """
+    position = line.position or START
+    if not (await log.bounds(line.workspace.name, position)).is_entry:
+        _tell_gap(taker, line, await log.oldest(line.workspace.name), is_reset=False)
+    line.read_to, line.position = position, START
 
 
 def _hand_on(taker: Taker, batch: list[Carried]) -> None:

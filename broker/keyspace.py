@@ -41,10 +41,14 @@ TABLE = (
         "used it). Of one that was deleted only `position` and `deleted` (the call that did it), for 7 days"),
     Row("agents:{workspace}", "sorted set", "no end", "register.lua",
         "the agents that were created, in the order of their making, by time (ms)"),
-    Row("errors:{workspace}", "set", "no end", "publish.lua, register.lua",
-        "those of them whose last `agent_status` said `error`"),
-    Row("deleted:{workspace}", "sorted set", "7 days after the last deletion", "register.lua",
-        "the agents that were deleted, by time (ms): what comes late of them is not kept"),
+    Row("online:{workspace}", "sorted set", "no end", "register.lua, presence.lua, publish.lua, list.lua",
+        "those of them that are present and not in error, in the same order"),
+    Row("offline:{workspace}", "sorted set", "no end", "register.lua, presence.lua, publish.lua, list.lua",
+        "those that are neither present nor in error, in the same order"),
+    Row("errors:{workspace}", "sorted set", "no end", "publish.lua, register.lua",
+        "those whose last `agent_status` said `error`, in the same order"),
+    Row("deleted:{workspace}", "sorted set", "no end", "register.lua",
+        "the agents that were deleted, by time (ms): what comes late of them is not kept, their tokens open nothing"),
     Row("purging:{workspace}:<purge>", "stream", "1 min, or until it takes the log's place", "purge.lua",
         "the log without the events of an agent that was deleted, unfinished"),
     Row("pairing:<hash>", "string", "24 h, or until it is used", "`Agents.create`",
@@ -146,6 +150,17 @@ class Keyspace:
 
     def agents(self, workspace: str) -> str:
         return f"{self.prefix}:agents:{{{workspace}}}"
+
+    def registry(self, workspace: str) -> tuple[str, ...]:
+        """What is kept of all agents of the workspace together."""
+        kinds = (self.agents, self.online, self.offline, self.errors, self.presence, self.deleted)
+        return tuple(name(workspace) for name in kinds)
+
+    def online(self, workspace: str) -> str:
+        return f"{self.prefix}:online:{{{workspace}}}"
+
+    def offline(self, workspace: str) -> str:
+        return f"{self.prefix}:offline:{{{workspace}}}"
 
     def errors(self, workspace: str) -> str:
         return f"{self.prefix}:errors:{{{workspace}}}"

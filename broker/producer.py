@@ -106,7 +106,6 @@ class Producer:
         index = {agent: number for number, agent in enumerate(agents, 1)}
         name, workspace = self.keys, lane.workspace
         keys = [name.log(workspace), name.workspace(workspace), name.producer(workspace, lane.id)]
-        keys += [name.deleted(workspace), name.errors(workspace)]
         keys += [name.agent(workspace, agent) for agent in agents]
         runs: dict[str, int] = {}
         arguments: list[Any] = [lane.number, *self._bounds, name.channel(workspace), len(agents)]
@@ -119,6 +118,8 @@ class Producer:
                     keys += (fence.run, fence.held, fence.end)
                 kind = fence.kind(runs[fence.run])
             arguments += (index[packed.agent], kind, packed.stamp + packed.rest)
+        if name.is_sharded:
+            keys += name.registry(workspace)
         return [position.decode() for position in await self._script.run(keys, arguments)]
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ logger = logging.getLogger("trunkline.auth")
 REFRESH_SECONDS = 60.0
 FETCH_SECONDS = 5.0
 MAX_TOKEN_CHARACTERS = 16 * 1024
+MAX_REMEMBERED = 10_000
 SCOPES = frozenset(
     {"events:read", "events:write", "agents:read", "agents:write", "commands:send", "runs:start"}
 )  # fmt: skip
@@ -68,6 +69,7 @@ class Verifier:
         self._keys: list[tuple[str, Any]] = [("HS256", secret) for secret in settings.jwt_secret]
         self._keys += [_public_key(Path(path)) for path in settings.jwt_public_key]
         self._fetched: dict[str, tuple[str, Any]] = {}
+        self._verified: dict[str, Claims] = {}  # by the token's digest, the oldest first
         self._refreshed_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self._decoder = jwt.PyJWT({"enforce_minimum_key_length": False})
@@ -81,10 +83,16 @@ class Verifier:
             raise Denied("missing")
         if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise Denied("malformed")
+        name = digest(token)
+        known = self._verified.get(name)
+        if known is not None and known.expires_at > now:
+            return known
         denied = Denied("key")
         for algorithm, key in [*self._keys, *self._named(token)]:
             try:
-                return self._claims(token, self._decode(token, algorithm, key), now)
+                claims = self._claims(token, self._decode(token, algorithm, key), now)
+                self._remember(name, claims)
+                return claims
             except jwt.InvalidSignatureError:
                 denied = Denied("signature")
             except jwt.ExpiredSignatureError:
@@ -96,6 +104,13 @@ class Verifier:
         if self._may_be_fetched(token):
             raise UnknownKey
         raise denied
+
+    def _remember(self, name: str, claims: Claims) -> None:
+        """A token stays good until it expires or the keys change: REST clients show theirs with every request."""
+        self._verified.pop(name, None)
+        self._verified[name] = claims
+        if len(self._verified) > MAX_REMEMBERED:
+            del self._verified[next(iter(self._verified))]
 
     def _named(self, token: str) -> list[tuple[str, Any]]:
         """The fetched key that the token names; the only one when it names none."""
@@ -156,7 +171,8 @@ class Verifier:
         subject = str(claims.get("sub", ""))
         return Claims(
             subject=subject,
-            user=subject or f"token-{digest(token)[:32]}",
+            # What is signed: of the signature there is a second form that is as good.
+            user=subject or f"token-{digest(token.rpartition('.')[0])[:32]}",
             workspaces=names,
             scope=READ_ONLY if scope is None else frozenset(scope.split()),
             agent_id=agent,
@@ -177,6 +193,7 @@ class Verifier:
             self._fetched = {
                 str(key.key_id): (key.algorithm_name, key.key) for key in keys if key.algorithm_name[:2] != "HS"
             }
+            self._verified.clear()
         except Exception as error:
             logger.error("cannot fetch the key set: %s", error or type(error).__name__)
         finally:

@@ -1,5 +1,6 @@
 """Demo agents that tell stories and obey commands, a demo worker and its client, for `trunkline dev`: traffic of every
-event type in the catalog, but for `metrics_update` and `performance_alert`, which the gateway makes itself.
+event type in the catalog, but for `metrics_update` and `performance_alert`, which the gateway makes itself. That agents
+come and go, are made and deleted, is real, and told as of every agent.
 """
 
 import asyncio
@@ -11,6 +12,8 @@ from itertools import count
 from typing import Any
 
 from broker import Broker, Command, Event, Invalid, Retry, Run, Runs, TrunklineError, Unavailable, Worker
+from broker.agents.model import Draft, Patch
+from broker.patience import pause
 from broker.runs.steps import Step
 
 WORKSPACE = "ws-456"
@@ -127,24 +130,6 @@ def inference(agent: str) -> Story:
     yield "agent_status", {"old_status": "active", "new_status": "idle", "reason": "done"}, _pause()
 
 
-def presence(agent: str) -> Story:
-    """An agent that goes for a moment."""
-    yield "agent.offline", {"reason": "Client disconnected"}, _pause(3)
-    yield "agent.online", {}, _pause(3)
-
-
-def life(agent: str) -> Story:
-    """An agent's registration, change and end."""
-    name = "Research Agent"
-    yield (
-        "agent_created",
-        {"name": name, "template": "research_v2", "created_by": "user_456", "status": "pending"},
-        _pause(3),
-    )
-    yield "agent_updated", {"name": f"{name} II"}, _pause(3)
-    yield "agent_deleted", {"name": name, "deleted_by": "user_123", "reason": "user_request"}, _pause(3)
-
-
 def knowledge(agent: str) -> Story:
     """Entities and relations that come, change and go."""
     one, other, link = _id("entity"), _id("entity"), _id("rel")
@@ -194,12 +179,17 @@ def system(agent: str) -> Story:
 
 # Who tells which stories: an agent (None: nobody in particular) and what it draws from, some more often.
 CAST: tuple[tuple[str | None, tuple[Callable[[str], Story], ...]], ...] = (
-    (AGENTS[0], (task, task, task, presence)),
+    (AGENTS[0], (task,)),
     (AGENTS[1], (task, inference, inference)),
-    (AGENTS[2], (inference, presence, life)),
+    (AGENTS[2], (inference,)),
     (None, (knowledge,)),
     (None, (system,)),
 )
+
+# Who goes now and then, after how long, and for how long: so long that it is told.
+RESTLESS = (AGENTS[0], AGENTS[2])
+STAY_SECONDS = (20.0, 120.0)
+AWAY_SECONDS = (20.0, 30.0)
 
 
 class Actor:
@@ -210,8 +200,10 @@ class Actor:
         self.workspace = workspace
         self.agent = agent
         self.status = "active"
-        self.at_work = asyncio.Event()
+        self.at_work, self.is_here = asyncio.Event(), asyncio.Event()
         self.at_work.set()
+        if agent not in AGENTS:
+            self.is_here.set()
 
     async def say(self, kind: str, data: dict[str, Any]) -> None:
         await self.broker.publish(Event(type=kind, workspace_id=self.workspace, agent_id=self.agent, data=data))
@@ -222,20 +214,35 @@ class Actor:
         while True:
             for kind, data, seconds in _random.choice(stories)(self.agent or ""):
                 await self.at_work.wait()
+                await self.is_here.wait()
                 try:
                     await self.say(kind, data)
                 except Unavailable:
-                    await asyncio.sleep(1)
-                await asyncio.sleep(seconds)
+                    await pause(1)
+                await pause(seconds)
+
+    async def live(self, agent: str) -> None:
+        """Be here, and hear commands; that it comes and goes is told by presence, as of every agent."""
+        while True:
+            with contextlib.suppress(Unavailable):  # whoever listens goes on trying
+                await self.broker.agents.present(agent, workspace_id=self.workspace)
+            await pause(0)
+            self.is_here.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_random.uniform(*STAY_SECONDS) if agent in RESTLESS else None):
+                    await self.listen(agent)
+            self.is_here.clear()
+            await pause(_random.uniform(*AWAY_SECONDS))
 
     async def listen(self, agent: str) -> None:
-        async for command in self.broker.commands(agent, workspace_id=self.workspace):
-            try:
-                await command.done(await self.obey(command))
-            except Invalid as error:
-                await command.failed("CONFIG_REJECTED", str(error))
-            except Unavailable as error:
-                await command.failed("UNAVAILABLE", str(error))
+        async with contextlib.aclosing(self.broker.commands(agent, workspace_id=self.workspace)) as commands:
+            async for command in commands:
+                try:
+                    await command.done(await self.obey(command))
+                except Invalid as error:
+                    await command.failed("CONFIG_REJECTED", str(error))
+                except Unavailable as error:
+                    await command.failed("UNAVAILABLE", str(error))
 
     async def obey(self, command: Command) -> dict[str, Any]:
         """Do it; answers what the sender may see."""
@@ -341,12 +348,33 @@ async def visit(broker: Broker, workspace: str) -> None:
             started = await runs.submit(
                 workspace, ENDPOINT, "search-candidates", parameters, {}, "ws_demo", seconds=60, max_attempts=3
             )
-            await asyncio.sleep(_pause(3))
+            await pause(_pause(3))
             if _random.random() < 0.15:
                 await runs.cancel(workspace, started.execution_id)
         except TrunklineError:
-            await asyncio.sleep(1)  # Redis is away, or the worker is late
-        await asyncio.sleep(_pause(8))
+            await pause(1)  # Redis is away, or the worker is late
+        await pause(_pause(8))
+
+
+async def hire(broker: Broker, workspace: str) -> None:
+    """Somebody who makes an agent, changes it and deletes it again: the registry tells of that."""
+    draft = Draft(
+        name="Research Agent",
+        workspace_id=workspace,
+        soul={"name": "Rhea", "role": "Researcher", "capabilities": ["python", "web"]},
+        shield={"filesystem": {"allowed_paths": ["/project/**"], "blocked_paths": ["/root", "~/.ssh"]}},
+    )
+    ours = frozenset((workspace,))
+    while True:
+        try:
+            made = await broker.agents.create(workspace, draft, by="user_456")
+            await pause(_pause(6))
+            await broker.agents.update(ours, made.id, Patch(name="Research Agent II"), by="user_456")
+            await pause(_pause(20))
+            await broker.agents.delete(ours, made.id, by="user_123")
+        except TrunklineError:
+            await pause(1)  # Redis is away, or somebody else has deleted it
+        await pause(_pause(6))
 
 
 async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
@@ -354,8 +382,9 @@ async def perform(broker: Broker, workspace: str = WORKSPACE) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(recruiter(broker, workspace).run())
         tasks.create_task(visit(broker, workspace))
+        tasks.create_task(hire(broker, workspace))
         for agent, stories in CAST:
             actor = Actor(broker, workspace, agent)
             tasks.create_task(actor.play(stories))
             if agent in AGENTS:
-                tasks.create_task(actor.listen(agent))
+                tasks.create_task(actor.live(agent))

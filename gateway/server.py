@@ -12,6 +12,7 @@ import uvicorn
 
 from broker import Unavailable
 
+from .heads import Http
 from .http import application
 from .node import Node
 from .wire import Wire
@@ -31,7 +32,7 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                http=Http,
                 ws=partial(Wire, node),  # type: ignore[arg-type]
                 lifespan="off",
                 log_config=None,

@@ -1,10 +1,16 @@
 """What is left of agents that were deleted, and of their neighbours: in Redis, in the log and at a node's feed."""
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from broker import Broker, Event, Unavailable
+from broker import feed as feed_module
 from broker.agents import AgentMissing, purge
 from broker.agents.model import Draft, Patch
 from broker.commands.exchange import pack_command
@@ -16,7 +22,7 @@ from broker.producer import Fence
 from broker.script import Script
 
 from .proxy import proxy
-from .support import until
+from .support import Node, maxicore, until
 from .test_feed import progress, running
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +97,8 @@ async def test_purge_leaves_no_key_of_the_agent_and_every_key_of_its_neighbours(
 
         after = await dumped(broker, prefix)
         keys = broker.keys
-        shared = (keys.log(WORKSPACE), keys.workspace(WORKSPACE), keys.agents(WORKSPACE), keys.producer(WORKSPACE, ""))
+        shared = (keys.log(WORKSPACE), keys.workspace(WORKSPACE), keys.agents(WORKSPACE), keys.offline(WORKSPACE))
+        shared += (keys.producer(WORKSPACE, ""),)
         gone = (keys.agent(WORKSPACE, agent), keys.pairing(""))
         for name, value in before.items():
             if not name.decode().startswith(gone + shared):
@@ -103,6 +110,68 @@ async def test_purge_leaves_no_key_of_the_agent_and_every_key_of_its_neighbours(
         credentials = Credentials(broker.redis, broker.keys)
         assert (await credentials.check(agent, key)).outcome is Outcome.ENDPOINT_UNKNOWN
         assert (await credentials.check(neighbour, kept_key)).outcome is Outcome.OPENS
+
+
+class Killed(BaseException):
+    """As a process that ends: nothing it would have done is done."""
+
+
+async def test_a_purge_that_is_killed_anywhere_is_finished_by_another(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_calls = 0
+
+    def dies_of(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def died(*given: Any, **options: Any) -> Any:
+            nonlocal left_calls
+            left_calls -= 1
+            if left_calls < 0:
+                raise Killed
+            return await call(*given, **options)
+
+        return died
+
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        is_through, calls = False, 0
+        while not is_through:
+            agent = await made(broker)
+            await live_with(broker, agent, "exec")
+            left_calls = calls
+            with monkeypatch.context() as patch, contextlib.suppress(Killed):
+                patch.setattr(Redis, "execute_command", dies_of(Redis.execute_command))
+                patch.setattr(Pipeline, "execute", dies_of(Pipeline.execute))
+                await broker.agents.delete(OURS, agent, purge=True)
+                is_through = True
+            if not is_through:
+                await broker.agents.delete(OURS, agent, purge=True)
+            names = {name.decode().removeprefix(f"{prefix}:") for name in await broker.redis.keys(f"{prefix}:*")}
+            assert {name for name in names if not name.startswith("producer:")} == {
+                "log:{ws-456}", "workspace:{ws-456}", "deleted:{ws-456}", "revocations:{keys}",
+            }, f"killed after {calls} calls"  # fmt: skip
+            calls += 1
+        assert calls > 20
+
+
+async def test_several_who_purge_the_same_endpoint_leave_nothing_of_it(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        agent = await made(broker)
+        for _ in range(4):
+            await live_with(broker, agent, "exec")
+        await broker.agents.delete(OURS, agent)
+        deletes = [broker.agents.delete(OURS, agent, purge=True) for _ in range(5)]
+        for outcome in await asyncio.gather(*deletes, return_exceptions=True):
+            assert outcome is None or isinstance(outcome, AgentMissing)
+        assert await broker.redis.keys(f"{prefix}:key*") == []
+
+
+async def test_an_endpoint_of_another_workspace_that_is_called_alike_stays(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        agent, credentials = await made(broker), Credentials(broker.redis, broker.keys)
+        key = (await credentials.create(agent, "ws-other")).key
+        await broker.redis.xadd(broker.keys.runs(WORKSPACE, agent), {"x": "exec"})
+        await broker.agents.delete(OURS, agent, purge=True)
+        assert (await credentials.check(agent, key)).outcome is Outcome.OPENS
+        assert not await broker.redis.exists(broker.keys.runs(WORKSPACE, agent))
 
 
 async def test_purged_events_leave_the_log_and_the_rest_stays_a_chain(
@@ -157,6 +226,25 @@ async def stretch(broker: Broker, agent: str, stays: str, rest: list[bytes]) -> 
     keys = broker.keys
     names = [keys.log(WORKSPACE), keys.purging(WORKSPACE, agent), keys.workspace(WORKSPACE)]
     return list(await Script(broker.redis, "purge").run(names, [agent, stays, 2, 60, *rest]))
+
+
+async def test_large_events_are_purged_a_few_at_a_time(redis_url: str, prefix: str) -> None:
+    """Redis would stand still for half a second for two hundred of them."""
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        agent = await made(broker)
+        large = {"task_id": "t", "output": "x" * 200_000}
+        for name in (agent, "b") * 15:
+            await broker.publish(Event(type="task.progress", workspace_id=WORKSPACE, agent_id=name, data=large))
+        keys = broker.keys
+        names = [keys.log(WORKSPACE), keys.purging(WORKSPACE, agent), keys.workspace(WORKSPACE)]
+        rest, calls = await Script(broker.redis, "purge").run(names, [agent, "", 200, 60]), 1
+        assert await broker.redis.xlen(names[1]) <= 10
+        while rest:
+            rest, calls = await Script(broker.redis, "purge").run(names, [agent, "", 200, 60, *rest]), calls + 1
+        assert calls == 4
+        events = await logged(broker)
+        assert [event.agent_id for event in events] == ["b"] * 15
+        assert is_whole(events)
 
 
 async def test_a_log_that_is_cut_while_it_is_purged_stays_cut(redis_url: str, prefix: str) -> None:
@@ -339,14 +427,16 @@ async def test_a_run_of_a_deleted_agent_ends_all_the_same(redis_url: str, prefix
         assert not await broker.redis.exists(end)
 
 
-async def test_what_is_kept_of_deleted_agents_ends(redis_url: str, prefix: str) -> None:
+async def test_a_deleted_agent_is_never_present_again(redis_url: str, prefix: str) -> None:
+    """Its token may live for years; of the agent itself nothing is kept after 7 days but that it was deleted."""
     async with Broker.connect(redis_url, prefix=prefix) as broker:
         agent = await made(broker)
-        await broker.redis.zadd(broker.keys.deleted(WORKSPACE), {"agent-long-ago": 1})
         await broker.agents.delete(OURS, agent)
-        assert await broker.redis.zrange(broker.keys.deleted(WORKSPACE), 0, -1) == [agent.encode()]
-        for name in (broker.keys.deleted(WORKSPACE), broker.keys.agent(WORKSPACE, agent)):
-            assert 0 < await broker.redis.ttl(name) <= 7 * 24 * 3600
+        assert 0 < await broker.redis.ttl(broker.keys.agent(WORKSPACE, agent)) <= 7 * 24 * 3600
+        assert await broker.redis.ttl(broker.keys.deleted(WORKSPACE)) == -1
+        await broker.redis.delete(broker.keys.agent(WORKSPACE, agent))
+        with pytest.raises(AgentMissing):
+            await broker.agents.present(agent, workspace_id=WORKSPACE)
 
 
 async def test_positions_grow_though_the_log_expired_and_the_clock_went_back(redis_url: str, prefix: str) -> None:
@@ -422,3 +512,80 @@ async def test_a_feed_that_stands_at_a_purged_event_tells_of_no_loss_either(
         middle.go_on()
         await until(lambda: len(taken.steps("b")) == 4)
         assert taken.gaps == []
+
+
+async def test_a_feed_of_a_purged_agent_tells_of_no_loss_that_there_was_not(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "CHECK_SECONDS", 0.05)
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        agent = await made(broker)
+        async with running(broker, (WORKSPACE, agent)) as (feed, taken):
+            await publish(broker, "abab", a=agent, b="b")
+            await broker.agents.delete(OURS, agent, purge=True)
+            await until(lambda: feed.position(WORKSPACE, {agent}) == START, what="its head is looked at again")
+            assert [event.type for event in taken.events] == ["task.progress"] * 2 + ["agent_deleted"]
+            assert taken.gaps == []
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_feed_that_was_away_when_its_agent_was_purged_hears_of_that_and_of_the_loss(
+    redis: LocalRedis, prefix: str, is_cut: bool
+) -> None:
+    async with (
+        proxy(redis.port) as middle,
+        Broker.connect(redis.url, prefix=prefix) as broker,
+        Broker.connect(middle.url, prefix=prefix) as away,
+    ):
+        agent = await made(broker)
+        async with running(away, (WORKSPACE, agent)) as (feed, taken):
+            positions = await publish(broker, "aa", a=agent)
+            await until(lambda: len(taken.events) == 2)
+            middle.pause()
+            middle.cut()
+            await until(lambda: not feed.is_connected)
+            await publish(broker, "aba", a=agent, b="b")
+            await broker.agents.delete(OURS, agent, purge=True)
+            if is_cut:  # also what said that it was deleted
+                await publish(broker, "b", b="b")
+                await broker.redis.xtrim(broker.keys.log(WORKSPACE), maxlen=1, approximate=False)
+            middle.go_on()
+            await until(lambda: taken.gaps)
+            assert [(gap.since, gap.is_reset) for gap in taken.gaps] == [(positions[-1], False)]
+            await until(lambda: feed.position(WORKSPACE, {agent}) == START)
+            assert [event.type for event in taken.events[2:]] == ([] if is_cut else ["agent_deleted"])
+
+
+# -- a node's clients
+
+
+async def test_clients_that_come_back_while_others_are_purged_miss_nothing(
+    start_node: Callable[..., Node], redis_url: str, prefix: str
+) -> None:
+    node = start_node()
+
+    async def resume(since: str) -> tuple[list[str], list[str]]:
+        """The positions of what a client is sent of `b` after `since`, until its task is done; and since when gaps."""
+        async with maxicore(node) as client:
+            await client.subscribe(since=since, agent_id="b")
+            while (await client.receive())["type"] != "task.completed":
+                pass
+            gaps = [message["since"] for message in client.messages if message["type"] == "resume.gap"]
+            return [m["event_id"] for m in client.messages if m["type"] == "task.progress"], gaps
+
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        agent = await made(broker)
+        positions = await publish(broker, "baa" * 400, a=agent, b="b")
+        theirs = positions[::3]
+        starts = theirs[:200:20]
+        clients = [asyncio.create_task(resume(since)) for since in starts]
+        purging = asyncio.create_task(broker.agents.delete(OURS, agent, purge=True))
+        for _ in range(20):
+            theirs += await publish(broker, "bb", b="b")
+        await purging
+        late = asyncio.create_task(resume(positions[1]))
+        await until(lambda: node.metric("trunkline_resumes_total") >= len(starts) + 1)
+        await broker.publish(Event(type="task.completed", workspace_id=WORKSPACE, agent_id="b", data={"task_id": "t"}))
+        for since, client in zip(starts, clients, strict=True):
+            assert await client == (theirs[theirs.index(since) + 1 :], [])
+        assert await late == ([], [positions[1]])

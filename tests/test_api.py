@@ -1,7 +1,9 @@
 """The REST API of a real node: one envelope for everything, and nobody gets more than their token says."""
 
 import asyncio
+import base64
 import gzip
+import os
 import re
 import secrets
 import signal
@@ -9,12 +11,14 @@ import socket
 import time
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jwt
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from redis import Redis
@@ -47,7 +51,10 @@ def refusal(answer: Answer) -> tuple[int, str]:
 # -- paths and methods
 
 
-@pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/nothing", "/v2/agents/", "/v2/agents/a/b/c", "/v2/agents/a%2Fb"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v2", "/v2/", "/v2/nothing", "/v2/agents/", "//v2/agents", "/v2//agents", "/v2/agents/a/b/c", "/v2/agents/a%2Fb"],
+)
 def test_a_path_that_is_none_is_404_without_asking_who_it_is(shared_node: Node, path: str) -> None:
     assert refusal(Rest(shared_node, credentials="").ask("GET", path)) == (404, "NOT_FOUND")
 
@@ -86,6 +93,27 @@ def test_outside_of_v2_errors_are_for_people(shared_node: Node) -> None:
 def test_head_is_get_without_its_body(rest: Rest) -> None:
     answer = rest.ask("HEAD", "/v2/agents")
     assert (answer.status, answer.body) == (200, None)
+
+
+@pytest.mark.parametrize(
+    "agent_id",
+    ["%00", "a%0D%0AX-Request-Id:b", "%FF", "%ED%A0%80", "..", "%2E%2E", "{agent_id}", "x" * 10_240],
+    ids=["NUL", "a line", "not UTF-8", "a surrogate", "dots", "encoded dots", "braces", "10 KB"],
+)
+def test_what_can_be_no_id_is_404_like_any_other(rest: Rest, agent_id: str) -> None:
+    answer = rest.ask("GET", f"/v2/agents/{agent_id}")
+    assert refusal(answer) == (404, "AGENT_NOT_FOUND")
+
+
+def test_requests_may_be_sent_one_behind_the_other(rest: Rest) -> None:
+    """After an error too: what came of a request has been read, so the connection goes on."""
+    head = f"Host: x\r\nAuthorization: Bearer {rest.token}\r\n"
+    asked = (
+        f"GET /v2/agents/agent-0 HTTP/1.1\r\n{head}\r\n"
+        f"POST /v2/agents HTTP/1.1\r\n{head}Content-Length: 1\r\n\r\n{{"
+        f"GET /v2/agents HTTP/1.1\r\n{head}Connection: close\r\n\r\n"
+    )
+    assert re.findall(rb"HTTP/1.1 (\d+)", _exchange(rest, asked)) == [b"404", b"400", b"200"]
 
 
 # -- who asks
@@ -153,6 +181,32 @@ def test_a_token_without_scopes_may_read(shared_node: Node) -> None:
 # -- workspaces
 
 
+def test_a_token_of_several_workspaces_sees_the_agents_of_each(rest: Rest) -> None:
+    workspaces = _workspaces(rest)
+    made = {workspace: rest.create(workspace)["id"] for workspace in workspaces}
+    listed = {item["id"]: item["workspace_id"] for item in rest.ask("GET", "/v2/agents").data["items"]}
+    assert listed.items() >= {agent: workspace for workspace, agent in made.items()}.items()
+    for workspace in workspaces:
+        items = rest.ask("GET", f"/v2/agents?workspace_id={workspace}").data["items"]
+        assert {item["workspace_id"] for item in items} == {workspace}
+
+
+def test_an_agent_elsewhere_costs_redis_what_no_agent_does(rest: Rest, agent: str, redis_url: str) -> None:
+    """So the time that it takes tells nothing either."""
+    stranger, nowhere = Rest(rest.node, "ws-other"), "/v2/agents/agent-0000000000000000"
+    for method, path, body in (
+        ("GET", "", None),
+        ("PUT", "", {"name": "mine"}),
+        ("DELETE", "", None),
+        ("DELETE", "?purge=true", None),
+        ("POST", "/soul", {"a": 1}),
+        ("GET", "/shield", None),
+        ("PUT", "/shield", {}),
+    ):
+        seen = [_commands(stranger, redis_url, method, f"{each}{path}", body) for each in (agent, nowhere)]
+        assert seen[0] == seen[1] != []
+
+
 def test_an_agent_elsewhere_is_as_if_it_did_not_exist(rest: Rest, agent: str) -> None:
     stranger = Rest(rest.node, "ws-other")
     for method, path, body in (
@@ -209,6 +263,17 @@ def test_a_query_that_cannot_be_is_400_with_its_name(rest: Rest, query: str) -> 
     assert answer.message.startswith(query.partition("=")[0] + ": expected")
 
 
+def test_a_parameter_that_stands_twice_is_not_guessed_at(rest: Rest, agent: str) -> None:
+    for method, path, name in (
+        ("GET", "/v2/agents?limit=5&limit=6", "limit"),
+        ("DELETE", f"{agent}?purge=false&purge=true", "purge"),
+    ):
+        answer = rest.ask(method, path)
+        assert refusal(answer) == (400, "INVALID_REQUEST")
+        assert answer.message == f"{name}: stands twice"
+    assert rest.ask("GET", f"{agent}?other=1&other=2").status == 200
+
+
 # -- bodies
 
 
@@ -245,6 +310,26 @@ def test_a_name_has_1_to_255_characters(rest: Rest, agent: str, name: Any) -> No
         assert refusal(answer) == (400, "INVALID_AGENT_NAME")
         assert answer.message == "Agent name must be 1-255 characters"
     assert rest.ask("PUT", agent, {"name": "한" * 255}).data["name"] == "한" * 255
+
+
+def test_what_has_no_name_knows_no_word_for_a_wrong_one(rest: Rest, agent: str) -> None:
+    pairing = rest.ask("POST", "/v2/agents/pair", {"pairing_key": "MC-X-1", "name": "x"})
+    assert refusal(pairing) == (400, "INVALID_REQUEST")
+    assert pairing.message == "$.name: no such field"
+    assert refusal(rest.ask("PUT", f"{agent}/shield", {"name": 5})) == (400, "INVALID_SHIELD")
+    assert rest.ask("POST", f"{agent}/soul", {"name": 5}).data == {"name": 5}
+
+
+def test_a_body_that_httptools_throws_away_is_not_called_broken(rest: Rest) -> None:
+    """It takes it for HTTP/2's: some clients offer that with their first request, whatever it carries."""
+    body = '{"name":"x","workspace_id":"ws-456"}'
+    head = f"Host: x\r\nAuthorization: Bearer {rest.token}\r\nContent-Length: {len(body)}\r\n"
+    upgrade = (
+        "Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+    )
+    answer = _exchange(rest, f"POST /v2/agents HTTP/1.1\r\n{head}{upgrade}\r\n{body}")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Upgrade: a request with a body cannot ask for another protocol" in answer
 
 
 def test_what_is_wrong_in_a_soul_or_a_shield_has_a_code_of_its_own(rest: Rest, agent: str) -> None:
@@ -362,14 +447,35 @@ def test_whoever_sends_on_still_gets_the_answer(rest: Rest) -> None:
     assert refusal(stranger.ask("POST", "/v2/agents", b"x" * 8_000_000)) == (401, "INVALID_TOKEN")
 
 
-def test_large_bodies_leave_no_memory_behind(rest: Rest, agent: str) -> None:
+BOMBS: list[tuple[str, bytes, int]] = [
+    (YAML, b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (b, b, a, a) for a, b in pairwise(b"abcdefg")), 400),
+    (YAML, b"a: &a " + b"x" * 60_000 + b"\nb: [" + b"*a," * 1000 + b"]", 400),
+    (YAML, b"a: [" + b"!!python/tuple [1]," * 3000 + b"]", 400),
+    (YAML, b"[" * 65_000, 400),
+    (YAML, b"{a: " * 16_000, 400),
+    (YAML, b"- " * 32_000, 400),
+    (YAML, b"? " * 32_000, 400),
+    (YAML, b"a: [" + b"1," * 32_000 + b"]", 200),
+    (YAML, b"a: " + b"x" * 65_000, 200),
+    (YAML, b"a: " + b"x" * 65_536, 413),
+    ("application/json", b'{"a":' * 13_000, 400),
+    ("application/json", b'{"a":' + b"[" * 32_000 + b"]" * 32_000 + b"}", 400),
+    ("application/json", b'{"a":[' + b"{}," * 21_000 + b"{}]}", 200),
+    ("application/json", b"x" * 8_000_000, 413),
+]
+
+
+def test_what_is_made_to_burst_a_node_is_refused_and_leaves_no_memory_behind(rest: Rest, agent: str) -> None:
     process = psutil.Process(rest.node.pid)
-    bomb = b"a: [" + b"1," * 32_000 + b"]"
-    rest.ask("POST", f"{agent}/soul", bomb, Content_Type=YAML)
+
+    def throw() -> None:
+        for content_type, bomb, status in BOMBS:
+            assert rest.ask("POST", f"{agent}/soul", bomb, Content_Type=content_type).status == status, bomb[:20]
+
+    throw()
     before = process.memory_info().rss
-    for _ in range(5):
-        rest.ask("POST", f"{agent}/soul", bomb, Content_Type=YAML)
-        rest.ask("POST", "/v2/agents", b"x" * 8_000_000)
+    for _ in range(3):
+        throw()
     assert process.memory_info().rss - before < 16_000_000
 
 
@@ -393,6 +499,7 @@ def test_an_agent_gets_a_token_for_its_pairing_key_once(rest: Rest) -> None:
     assert refusal(agent.ask("DELETE", f"/v2/agents/{made['id']}")) == (403, "FORBIDDEN")
     again = stranger.ask("POST", "/v2/agents/pair", {"pairing_key": made["pairing_key"]})
     assert refusal(again) == (401, "INVALID_PAIRING_KEY")
+    assert again.headers["www-authenticate"] == "Bearer"
 
 
 def test_a_node_that_cannot_sign_leaves_the_key_unused(start_node: Callable[..., Node], tmp_path: Path) -> None:
@@ -430,6 +537,22 @@ def test_a_token_may_ask_so_often_over_all_nodes(start_node: Callable[..., Node]
     assert Rest(one, sub="another").ask("GET", "/v2/agents").status == 200
 
 
+def test_a_token_counts_once_however_its_signature_is_spelt(start_node: Callable[..., Node], tmp_path: Path) -> None:
+    """Of an ECDSA signature (r, s) anybody can make the other one that is as good: (r, n - s)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    file = tmp_path / "key.pem"
+    file.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    rest = Rest(start_node(max_requests_per_minute=1, jwt_public_key=file))
+    claims = jwt.decode(rest.token, options={"verify_signature": False})
+    signed, _, signature = jwt.encode(claims, key, "ES256").rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    twin = raw[:32] + (order - int.from_bytes(raw[32:])).to_bytes(32)
+    spellings = [signature, base64.urlsafe_b64encode(twin).rstrip(b"=").decode()]
+    rests = [Rest(rest.node, credentials=f"{signed}.{each}") for each in spellings]
+    assert [each.ask("GET", "/v2/agents").status for each in rests] == [200, 429]
+
+
 def test_redis_knows_the_token_by_a_digest(rest: Rest, redis_url: str) -> None:
     assert rest.ask("GET", "/v2/agents").status == 200
     names = Redis.from_url(redis_url).keys("*")
@@ -440,23 +563,24 @@ def test_redis_knows_the_token_by_a_digest(rest: Rest, redis_url: str) -> None:
 # -- logs
 
 
-def test_a_request_is_one_line_without_what_the_client_said(rest: Rest, agent: str) -> None:
+@pytest.mark.anyio
+async def test_a_request_is_one_line_without_what_the_client_said(rest: Rest, agent: str) -> None:
     request = secrets.token_hex(8)
     answer = rest.ask("GET", f"/v2/agents?status=online&token={rest.token}", X_Request_Id=request)
     assert answer.headers["x-request-id"] == request
     rest.ask("GET", agent, X_Request_Id=f"{request}-2")
-    output = rest.node.output()
-    [line] = [line for line in output.splitlines() if f"{request})" in line]
-    assert re.search(rf"GET /v2/agents 200 in \d+\.\d ms \(request {request}\)", line)
-    [line] = [line for line in output.splitlines() if f"{request}-2)" in line]
-    assert "GET /v2/agents/{agent_id} 200 in" in line
-    assert rest.token not in output
-    assert "status=online" not in output
+    assert re.search(rf"GET /v2/agents 200 in \d+\.\d ms \(request {request}\)", await _logged(rest, request))
+    assert "GET /v2/agents/{agent_id} 200 in" in await _logged(rest, f"{request}-2")
+    assert rest.token not in rest.node.output()
+    assert "status=online" not in rest.node.output()
 
 
-def test_a_pairing_key_and_its_token_stay_out_of_the_log(rest: Rest) -> None:
-    key = rest.create()["pairing_key"]
-    given = Rest(rest.node, credentials="").ask("POST", "/v2/agents/pair", {"pairing_key": key}).data["token"]
+@pytest.mark.anyio
+async def test_a_pairing_key_and_its_token_stay_out_of_the_log(rest: Rest) -> None:
+    key, request = rest.create()["pairing_key"], secrets.token_hex(8)
+    asked = {"pairing_key": key}
+    given = Rest(rest.node, credentials="").ask("POST", "/v2/agents/pair", asked, X_Request_Id=request).data["token"]
+    await _logged(rest, request)
     assert key not in rest.node.output()
     assert given not in rest.node.output()
 
@@ -473,6 +597,7 @@ async def test_a_leaving_node_answers_503(start_node: Callable[..., Node]) -> No
     answer = await until(lambda: (answer := rest.ask("GET", "/v2/agents")).status == 503 and answer)
     assert answer.code == "UNAVAILABLE"
     assert answer.headers["retry-after"] == "1"
+    assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.anyio
@@ -485,6 +610,43 @@ async def test_without_redis_it_is_503_soon(start_node: Callable[..., Node]) -> 
     assert refusal(answer) == (503, "UNAVAILABLE")
     assert answer.headers["retry-after"] == "1"
     assert time.monotonic() - started < 8
+
+
+@pytest.mark.anyio
+async def test_a_redis_that_says_nothing_is_none(start_node: Callable[..., Node]) -> None:
+    with private_redis() as redis:
+        rest = Rest(start_node(redis_url=redis.url))
+        os.kill(redis.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        answer = await asyncio.to_thread(rest.ask, "GET", "/v2/agents")
+        assert refusal(answer) == (503, "UNAVAILABLE")
+        assert time.monotonic() - started < 8
+        os.kill(redis.pid, signal.SIGCONT)
+        await until(lambda: rest.ask("GET", "/v2/agents").status == 200)
+
+
+async def _logged(rest: Rest, request: str) -> str:
+    """The one line of a request, which is written once its answer is."""
+    mark = f"(request {request})"
+    await until(lambda: mark in rest.node.output())
+    [line] = [line for line in rest.node.output().splitlines() if mark in line]
+    return line
+
+
+def _exchange(rest: Rest, asked: str) -> bytes:
+    """All that a node says to `asked`, which tells it to close the connection in the end."""
+    with socket.create_connection(("127.0.0.1", rest.node.port), 10) as raw:
+        raw.sendall(asked.encode())
+        return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
+def _commands(rest: Rest, redis_url: str, method: str, path: str, body: Any) -> list[str]:
+    """What Redis is asked about the workspace `ws-other` for a request, with its agent's id as `<id>`."""
+    with Redis.from_url(redis_url) as redis, redis.monitor() as monitor:
+        assert rest.ask(method, path, body).status == 404
+        redis.echo("the end")
+        said = iter(lambda: str(monitor.next_command()["command"]), "ECHO the end")
+        return [re.sub(r"agent-[0-9a-f]+", "<id>", each) for each in said if "{ws-other}" in each]
 
 
 def _workspaces(rest: Rest) -> list[str]:

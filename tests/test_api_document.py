@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import msgspec
 import pytest
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from gateway.api import answers
 from gateway.api.agents import OPERATIONS
@@ -57,9 +59,15 @@ def test_it_has_every_operation_and_no_other(document: Any) -> None:
     assert len(OPERATIONS) == 9
 
 
-def test_every_reference_leads_somewhere(document: Any) -> None:
+def test_it_is_valid_and_so_are_its_schemas(document: Any) -> None:
+    OPENAPI_31_VALIDATOR.validate(document)
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(schema)
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_referred_to(document: Any) -> None:
     names = set(references(document))
-    assert names
+    assert names == {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     for name in names:
         place = document
         for part in name.removeprefix("#/").split("/"):
@@ -98,6 +106,13 @@ def test_the_example_of_a_body_is_one(document: Any, operation: Operation) -> No
     media = described(document, operation)["requestBody"]["content"]
     assert all(shown["example"] == operation.example for shown in media.values())
     msgspec.convert(operation.example, operation.body)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_a_parameter_says_what_it_is_for(document: Any, operation: Operation) -> None:
+    for parameter in described(document, operation).get("parameters", []):
+        assert parameter["description"]
+        assert parameter["schema"]["type"]
 
 
 def test_bounds_stand_in_the_document_as_they_are_checked(document: Any) -> None:
@@ -145,4 +160,5 @@ def test_a_browser_renders_it_within_its_policy(shared_node: Node, tmp_path: Pat
     )
     for operation in OPERATIONS:
         assert operation.summary in done.stdout
+    assert 'class="btn authorize' in done.stdout
     assert "CONSOLE" not in done.stderr

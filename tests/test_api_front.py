@@ -126,6 +126,7 @@ async def test_a_leaving_node_sends_newcomers_elsewhere() -> None:
     said = await ask(well, is_draining=True)
     assert said.status == 503
     assert said.headers["retry-after"] == "1"
+    assert said.headers["connection"] == "close"
     assert json.loads(said.body)["error"]["code"] == "UNAVAILABLE"
 
 

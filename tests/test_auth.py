@@ -600,13 +600,26 @@ async def test_keys_rotate(key_server: KeyServer, monkeypatch: pytest.MonkeyPatc
     """A new key is taken when a token names it, and the old one goes with it."""
     key_server.keys = {"old": RSA}
     verifier = with_jwks(key_server.url)
-    assert await judge(verifier, signed("old")) == "accepted"
+    known = signed("old")
+    assert await judge(verifier, known) == "accepted"
     monkeypatch.setattr(auth, "REFRESH_SECONDS", 0.0)
     new = ec.generate_private_key(ec.SECP256R1())
     key_server.keys = {"new": new}
     assert await judge(verifier, signed("old")) == "accepted", "a known key needs no fetch"
     assert await judge(verifier, signed("new", new, "ES256")) == "accepted"
     assert await judge(verifier, signed("old")) == "key"
+    assert await judge(verifier, known) == "key", "what it remembers of tokens goes with the keys"
+
+
+async def test_a_token_that_was_good_before_is_good_until_it_expires() -> None:
+    both, token = verifier(), sign(Settings(jwt_secret=(SECRET,)), good())
+    first = both.verify(token, time.time())
+    assert both.verify(token, first.expires_at - 1) == first
+    with pytest.raises(Denied) as denied:
+        both.verify(token, first.expires_at)
+    assert denied.value.cause == "expired"
+    with pytest.raises(Denied):
+        both.verify(token[:-4] + "AAAA", time.time())
 
 
 async def test_clients_that_come_at_the_same_time_share_one_fetch(key_server: KeyServer) -> None:

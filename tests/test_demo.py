@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
 
-from broker import Broker, Event, address
+from broker import Broker, Event, address, presence
 from broker.catalog import CATALOG
 from broker.commands import Reply, commander, listener
 from broker.commands.commander import Commander
@@ -118,6 +118,29 @@ async def test_a_new_configuration_is_told_whatever_its_keys_are(redis_url: str,
         assert (updated.workspace_id, updated.agent_id, updated.data) == (WORKSPACE, AGENT, {"config": config})
 
 
+async def test_agents_that_come_and_go_are_told_of_by_presence_and_silent_while_they_are_away(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "RESTLESS", (AGENT,))
+    monkeypatch.setattr(demo, "STAY_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(demo, "AWAY_SECONDS", (1.0, 1.5))
+    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(presence, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "BEAT_SECONDS", 0.1)
+    async with playing(redis_url, prefix) as stage:
+        broker = stage.broker
+        sweeping = asyncio.create_task(presence.Sweeper(broker.redis, broker.keys, broker.presence, "n1").run())
+
+        async def is_back() -> bool:
+            return len(await stage.told("agent.online")) >= 2
+
+        await until(is_back, 30)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        kinds = [event.type for event in await stage.told()]
+        assert kinds[kinds.index("agent.offline") :][:3] == ["agent.offline", "agent_status", "agent.online"]
+
+
 async def test_the_demo_worker_and_its_client_make_every_event_type_of_workflows(redis_url: str, prefix: str) -> None:
     expected = {name for name, kind in CATALOG.items() if kind.dialect == "agnt5"}
     seen: set[str] = set()
@@ -131,3 +154,19 @@ async def test_the_demo_worker_and_its_client_make_every_event_type_of_workflows
 
     async with playing(redis_url, prefix) as stage:
         await until(lambda: look(stage), 30)
+
+
+async def test_an_agent_is_made_changed_and_deleted_again(redis_url: str, prefix: str) -> None:
+    async with playing(redis_url, prefix) as stage:
+
+        async def life() -> list[str]:
+            page = await stage.broker.log.page(WORKSPACE, START, 1000)
+            (made, *_) = [event for event in page.events if event.type == "agent_created"] or [None]
+            return [event.type for event in page.events if made is not None and event.agent_id == made.agent_id]
+
+        assert await until(lambda: _whole(life())) == ["agent_created", "agent_updated", "agent_deleted"]
+
+
+async def _whole(life: Awaitable[list[str]]) -> list[str] | None:
+    kinds = await life
+    return kinds if len(kinds) == 3 else None

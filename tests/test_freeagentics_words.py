@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from broker import Event
 from broker.catalog import CATALOG
+from broker.commands import Reply
+from broker.commands.command import Command as Order
 from broker.events import Carried, pack, unpack
 from gateway import frames
 from gateway.dialects.freeagentics import DEFLATED, FREEAGENTICS, PLAIN, SUPPORTED, TYPES, decode, encode, say
@@ -28,6 +30,7 @@ from gateway.messages import (
     GapSaid,
     NearLimit,
     Notice,
+    Ordered,
     Ping,
     PingSent,
     Pong,
@@ -611,6 +614,10 @@ def test_a_subscription_error_names_all_types_there_are() -> None:
     assert message == shown | {"data": {k: v for k, v in shown["data"].items() if k != "supported_events"}}
 
 
+async def _settle(_: Reply) -> None:
+    """Nobody answers it here."""
+
+
 ANY: dict[type, Notice] = {
     type(notice): notice
     for notice in (
@@ -620,15 +627,19 @@ ANY: dict[type, Notice] = {
         Expiring(60.0),
         Farewell(GOING_AWAY),
         PingSent("5-0"),
+        Ordered(Order("1-0", "req_789", "ws-456", "agent_123", "start", {}, "user", 0, "key", _settle)),
     )
 }
+
+# Its clients know no such messages.
+UNSAID = (PingSent, Ordered)
 
 
 @pytest.mark.parametrize("kind", get_args(Notice))
 def test_everything_that_is_said_has_type_timestamp_and_data(kind: type) -> None:
     """The document's own validator throws without a timestamp."""
-    if kind is PingSent:
-        assert say(ANY[kind], 0.0) is None, "its clients know no such message"
+    if kind in UNSAID:
+        assert say(ANY[kind], 0.0) is None
         return
     words = say(ANY[kind], at("2024-01-15T10:30:00Z") + 0.5)
     assert words is not None

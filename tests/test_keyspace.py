@@ -19,6 +19,8 @@ KINDS: dict[str, Callable[[str, str], str]] = {
     "workspace:{workspace}": lambda workspace, _: KEYS.workspace(workspace),
     "agent:{workspace}:<agent>": KEYS.agent,
     "agents:{workspace}": lambda workspace, _: KEYS.agents(workspace),
+    "online:{workspace}": lambda workspace, _: KEYS.online(workspace),
+    "offline:{workspace}": lambda workspace, _: KEYS.offline(workspace),
     "errors:{workspace}": lambda workspace, _: KEYS.errors(workspace),
     "deleted:{workspace}": lambda workspace, _: KEYS.deleted(workspace),
     "purging:{workspace}:<purge>": KEYS.purging,

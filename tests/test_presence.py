@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -20,12 +22,14 @@ pytestmark = pytest.mark.anyio
 
 WORKSPACE, AGENT = "ws-456", "agent-123"
 OURS = frozenset({WORKSPACE})
+RELAYED = ("agent.online", "agent.offline", "agent_deleted")
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grace that tests can wait for."""
     monkeypatch.setattr(presence, "GRACE_SECONDS", 0.6)
+    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(presence, "SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(listener, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(listener, "BLOCK_MS", 20)
@@ -49,16 +53,34 @@ def _sweeper(broker: Broker, node: str) -> Sweeper:
     return Sweeper(broker.redis, broker.keys, broker.presence, node)
 
 
-async def told(broker: Broker, agent: str = AGENT, workspace: str = WORKSPACE) -> list[str]:
-    """What was told of an agent: its online events, and its offline ones by their reasons."""
-    page = await broker.log.page(workspace, "0-0", 1000)
-    events = [event.event() for event in page.events]
-    return [event.data.get("reason", event.type) for event in events if event.agent_id == agent]
+async def told(broker: Broker, agent: str = AGENT) -> list[str]:
+    """What was told of an agent in the relay's words: its online events, and its offline ones by their reasons."""
+    return [event.data.get("reason", event.type) for event in await _events(broker, agent) if event.type in RELAYED]
+
+
+async def statuses(broker: Broker, agent: str = AGENT) -> list[dict[str, Any]]:
+    """The same in FreeAgentics' words."""
+    return [event.data for event in await _events(broker, agent) if event.type == "agent_status"]
+
+
+async def _events(broker: Broker, agent: str) -> list[Event]:
+    page = await broker.log.page(WORKSPACE, "0-0", 1000)
+    return [event for event in (carried.event() for carried in page.events) if event.agent_id == agent]
 
 
 async def lapse(broker: Broker, agent: str = AGENT, workspace: str = WORKSPACE) -> None:
     """As if the last sign of life of an agent were longer ago than the grace."""
     await broker.redis.zadd(broker.keys.presence(workspace), {agent: 1})
+
+
+async def swept(broker: Broker, *workspaces: str) -> list[int]:
+    """Tell who has gone by now."""
+    return await broker.presence.sweep(workspaces or [WORKSPACE], await _redis_time(broker))
+
+
+async def _redis_time(broker: Broker) -> float:
+    seconds, microseconds = await broker.redis.time()
+    return float(seconds + microseconds / 1e6)
 
 
 # -- coming and going
@@ -74,9 +96,9 @@ async def test_who_gives_no_more_signs_of_life_has_gone_once_however_many_sweep(
     async with connected(redis_url, prefix) as broker:
         await broker.agents.present(AGENT)
         await lapse(broker)
-        await asyncio.gather(*(broker.presence.sweep([WORKSPACE]) for _ in range(20)))
+        await asyncio.gather(*(swept(broker) for _ in range(20)))
         assert await told(broker) == ["agent.online", "Client timed out"]
-        assert await broker.presence.sweep([WORKSPACE]) == [0]
+        assert await swept(broker) == [0]
 
 
 async def test_the_grace_counts_from_the_last_sign_of_life(redis_url: str, prefix: str) -> None:
@@ -92,8 +114,8 @@ async def test_the_grace_counts_from_the_last_sign_of_life(redis_url: str, prefi
         assert await told(broker) == ["agent.online", "Client timed out"]
 
 
-async def _is_told(broker: Broker, number: int) -> bool:
-    return len(await told(broker)) >= number
+async def _is_told(broker: Broker, number: int, agent: str = AGENT) -> bool:
+    return len(await told(broker, agent)) >= number
 
 
 async def test_a_goodbye_says_why_and_counts_as_a_sign_of_life(
@@ -107,10 +129,10 @@ async def test_a_goodbye_says_why_and_counts_as_a_sign_of_life(
         await broker.redis.zadd(name, {AGENT: ends - 10_000})
         await broker.presence.leave(WORKSPACE, [AGENT, "agent-never-here"])
         assert (await broker.redis.zscore(name, AGENT) or 0.0) >= ends
-        await broker.presence.sweep([WORKSPACE])
+        await swept(broker)
         assert await told(broker) == ["agent.online"]
         await lapse(broker)
-        await broker.presence.sweep([WORKSPACE])
+        await swept(broker)
         assert await told(broker) == ["agent.online", "Client disconnected"]
         assert not await broker.redis.exists(broker.keys.farewells(WORKSPACE))
         assert await told(broker, "agent-never-here") == []
@@ -121,11 +143,27 @@ async def test_who_comes_back_within_the_grace_has_never_gone(redis_url: str, pr
         await one.agents.present(AGENT)
         await one.presence.leave(WORKSPACE, [AGENT])
         await other.agents.present(AGENT)
-        await one.presence.sweep([WORKSPACE])
+        await swept(one)
         assert await told(one) == ["agent.online"]
         await lapse(one)  # the goodbye that was taken back is no reason any more
-        await one.presence.sweep([WORKSPACE])
+        await swept(one)
         assert await told(one) == ["agent.online", "Client timed out"]
+
+
+async def test_what_ends_while_somebody_sweeps_is_left_for_the_next_time(redis_url: str, prefix: str) -> None:
+    """Who stands still in the midst of it has not seen whether they have given a sign of life."""
+    async with connected(redis_url, prefix) as broker:
+        began = await _redis_time(broker)
+        await broker.agents.present(AGENT)
+        await broker.redis.zadd(broker.keys.presence(WORKSPACE), {AGENT: int(began * 1000) + 1})
+        await until(lambda: _is_past(broker, began + 0.002))
+        assert await broker.presence.sweep([WORKSPACE], began) == [1]
+        assert await swept(broker) == [0]
+        assert await told(broker) == ["agent.online", "Client timed out"]
+
+
+async def _is_past(broker: Broker, seconds: float) -> bool:
+    return await _redis_time(broker) > seconds
 
 
 async def test_who_comes_back_before_anybody_was_told_has_never_gone(redis_url: str, prefix: str) -> None:
@@ -135,9 +173,34 @@ async def test_who_comes_back_before_anybody_was_told_has_never_gone(redis_url: 
         await broker.agents.present(AGENT)
         assert await told(broker) == ["agent.online"]
         await lapse(broker)
-        await broker.presence.sweep([WORKSPACE])
+        await swept(broker)
         await broker.agents.present(AGENT)
         assert await told(broker) == ["agent.online", "Client timed out", "agent.online"]
+
+
+async def test_clients_of_freeagentics_hear_of_it_as_a_status(redis_url: str, prefix: str) -> None:
+    async with connected(redis_url, prefix) as broker:
+        for _ in range(2):
+            await broker.agents.present(AGENT)
+        await broker.presence.leave(WORKSPACE, [AGENT])
+        await lapse(broker)
+        for _ in range(2):
+            await swept(broker)
+        assert await statuses(broker) == [
+            {"old_status": "offline", "new_status": "online", "reason": "Client connected"},
+            {"old_status": "online", "new_status": "offline", "reason": "Client disconnected"},
+        ]
+
+
+async def test_an_agent_in_error_stays_so_whether_it_is_here_or_not(redis_url: str, prefix: str) -> None:
+    error = Event(type="agent_status", workspace_id=WORKSPACE, agent_id=AGENT, data={"new_status": "error"})
+    async with connected(redis_url, prefix) as broker:
+        await broker.publish(error)
+        await broker.agents.present(AGENT)
+        await lapse(broker)
+        await swept(broker)
+        assert await told(broker) == ["agent.online", "Client timed out"]
+        assert await statuses(broker) == [error.data]
 
 
 async def test_events_of_presence_stand_in_the_chain_of_all_events(redis_url: str, prefix: str) -> None:
@@ -147,9 +210,12 @@ async def test_events_of_presence_stand_in_the_chain_of_all_events(redis_url: st
         await broker.agents.present(agent)
         await broker.publish(Event(type="task.started", workspace_id=WORKSPACE, agent_id=agent, data={"task_id": "t"}))
         await lapse(broker, agent)
-        await broker.presence.sweep([WORKSPACE])
+        await swept(broker)
         events = (await broker.log.page(WORKSPACE, "0-0", 10)).events
-        assert [event.agent_id for event in events] == [agent] * 4
+        assert [event.type for event in events] == [
+            "task.started", "agent.online", "agent_status", "task.started", "agent.offline", "agent_status",
+        ]  # fmt: skip
+        assert {event.agent_id for event in events} == {agent}
         assert [event.prev for event in events[1:]] == [event.id for event in events[:-1]]
         assert [event.agent_prev for event in events[1:]] == [event.id for event in events[:-1]]
         for head in (broker.keys.workspace(WORKSPACE), broker.keys.agent(WORKSPACE, agent)):
@@ -160,8 +226,19 @@ async def test_positions_grow_though_the_log_has_gone_and_the_clock_went_back(re
     async with connected(redis_url, prefix) as broker:
         await broker.redis.hset(broker.keys.workspace(WORKSPACE), "position", "99999999999999-7")
         await broker.agents.present(AGENT)
-        (event,) = (await broker.log.page(WORKSPACE, "0-0", 10)).events
-        assert event.id == "99999999999999-8"
+        events = (await broker.log.page(WORKSPACE, "0-0", 10)).events
+        assert [event.id for event in events] == ["99999999999999-8", "99999999999999-9"]
+
+
+async def test_a_clock_that_goes_back_lets_nobody_stay(redis_url: str, prefix: str) -> None:
+    async with connected(redis_url, prefix) as broker:
+        await broker.agents.present(AGENT)
+        name = broker.keys.presence(WORKSPACE)
+        await broker.redis.zadd(name, {AGENT: 99_999_999_999_999})
+        assert await swept(broker) == [1]
+        seconds, _ = await broker.redis.time()
+        assert (await broker.redis.zscore(name, AGENT) or 0.0) <= (seconds + 1) * 1000 + 600
+        assert await told(broker) == ["agent.online"]
 
 
 async def test_hundreds_who_go_together_are_all_told(redis_url: str, prefix: str) -> None:
@@ -169,7 +246,7 @@ async def test_hundreds_who_go_together_are_all_told(redis_url: str, prefix: str
         agents = [f"agent-{number}" for number in range(250)]
         assert await broker.presence.renew(WORKSPACE, agents) == [True] * 250
         await broker.redis.zadd(broker.keys.presence(WORKSPACE), dict.fromkeys(agents, 1))
-        assert await broker.presence.sweep(["ws-empty", WORKSPACE]) == [0, 0]
+        assert await swept(broker, "ws-empty", WORKSPACE) == [0, 0]
         page = await broker.log.page(WORKSPACE, "0-0", 1000)
         assert len([event for event in page.events if event.type == "agent.offline"]) == 250
 
@@ -215,6 +292,41 @@ async def test_who_lives_through_an_outage_of_redis_has_never_gone(
             assert (await told(broker))[1:] == ["Client disconnected"]
 
 
+async def test_who_lives_has_never_gone_though_redis_stood_still_for_a_moment(prefix: str) -> None:
+    """Shorter than anybody waits for Redis, so that no call fails; longer than the grace."""
+    with private_redis() as redis:
+        async with connected(redis.url, prefix, sweepers=2) as broker:
+            await broker.agents.present("agent-gone")
+            await until(lambda: _is_told(broker, 2, "agent-gone"), what="they sweep")
+            listening = [asyncio.create_task(_listen(broker, f"agent-{number}")) for number in range(3)]
+            await until(lambda: _is_told(broker, 1, "agent-2"))
+            for _ in range(3):
+                before = await broker.redis.zscore(broker.keys.presence(WORKSPACE), "agent-2") or 0.0
+                await broker.redis.client_pause(1000)
+                await until(partial(_is_renewed, broker, before + 1500, "agent-2"))
+            for number in range(3):
+                assert await told(broker, f"agent-{number}") == ["agent.online"]
+            for task in listening:
+                task.cancel()
+            await until(lambda: _is_told(broker, 2, "agent-2"))
+
+
+async def test_a_workspace_that_is_forgotten_while_somebody_comes_is_found_all_the_same(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(redis_url, prefix) as broker:
+        each = broker.presence._each
+
+        async def swept_meanwhile(*arguments: Any) -> list[int]:
+            await _sweeper(broker, "n0")._sweep(await _redis_time(broker))
+            assert await _is_forgotten(broker)
+            return await each(*arguments)
+
+        monkeypatch.setattr(broker.presence, "_each", swept_meanwhile)
+        await broker.agents.present(AGENT)
+        assert await broker.redis.smembers(broker.keys.workspaces) == {WORKSPACE.encode()}
+
+
 # -- listeners
 
 
@@ -232,14 +344,14 @@ async def test_who_listens_for_commands_is_present_until_it_leaves(redis_url: st
         assert await told(one) == ["agent.online", "Client disconnected"]
 
 
-async def _listen(broker: Broker) -> None:
-    async with aclosing(broker.commands(AGENT)) as commands:
+async def _listen(broker: Broker, agent: str = AGENT) -> None:
+    async with aclosing(broker.commands(agent)) as commands:
         async for _ in commands:
             pass
 
 
-async def _is_renewed(broker: Broker, past: float) -> bool:
-    return (await broker.redis.zscore(broker.keys.presence(WORKSPACE), AGENT) or 0.0) > past
+async def _is_renewed(broker: Broker, past: float, agent: str = AGENT) -> bool:
+    return (await broker.redis.zscore(broker.keys.presence(WORKSPACE), agent) or 0.0) > past
 
 
 # -- agents of the registry
@@ -275,7 +387,7 @@ async def test_a_deleted_agent_has_gone_and_makes_no_key_any_more(redis_url: str
         async with asyncio.timeout(5), aclosing(broker.commands(agent)) as commands:
             assert [command async for command in commands] == []
         await broker.presence.leave(WORKSPACE, [agent])
-        await broker.presence.sweep([WORKSPACE])
+        await swept(broker)
         after = {name: await broker.redis.dump(name) for name in await broker.redis.keys(f"{prefix}:*")}
         assert after == before
 

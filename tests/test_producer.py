@@ -206,7 +206,6 @@ async def call(broker: Broker, number: int, *events: Event, producer: str = "p1"
     packed = [pack(event) for event in events]
     agents = list(dict.fromkeys(one.agent for one in packed))
     names = [keys.log(WORKSPACE), keys.workspace(WORKSPACE), keys.producer(WORKSPACE, producer)]
-    names += [keys.deleted(WORKSPACE), keys.errors(WORKSPACE)]
     names += [keys.agent(WORKSPACE, agent) for agent in agents]
     arguments: list[Any] = [number, 1000, 3600, 60, 600, command, keys.channel(WORKSPACE), len(agents)]
     arguments += [keys.channel(WORKSPACE, agent) for agent in agents]

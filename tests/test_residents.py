@@ -35,9 +35,9 @@ async def connected(node: Node) -> AsyncIterator[Broker]:
 
 
 async def told(broker: Broker, agent: str = AGENT) -> list[Event]:
-    """What stands in the log of an agent."""
+    """What stands in the log of an agent, but for what is told twice: in FreeAgentics' words too."""
     page = await broker.log.page(WORKSPACE, "0-0", 1000)
-    return [event.event() for event in page.events if event.agent_id == agent]
+    return [event.event() for event in page.events if event.agent_id == agent and event.type != "agent_status"]
 
 
 async def kinds(broker: Broker, agent: str = AGENT) -> list[str]:
@@ -136,6 +136,17 @@ async def test_a_killed_nodes_agents_are_offline_once_within_a_minute_unless_the
             assert (await watcher.receive())["agent_id"] == "agent-last"
         assert await kinds(broker, "agent-lost") == ["agent.online", "agent.offline"]
         assert await kinds(broker, "agent-back") == ["agent.online"]
+
+
+async def test_an_agent_that_vanished_without_a_word_is_taken_to_have_left_by_the_heartbeat(
+    start_node: Callable[..., Node],
+) -> None:
+    node = start_node(heartbeat_seconds=0.3, slow_close_seconds=0.3)
+    async with connected(node) as broker, maxicore(node, own(), close_timeout=0.1) as client:
+        await client.synchronise()
+        client.socket.transport.pause_reading()  # neither its end nor an answer comes
+        await until(lambda: has_left(broker))
+        assert node.metric("trunkline_connections_closed_total", code="1008") == 1
 
 
 async def test_a_deleted_agents_connection_ends_and_its_token_opens_none(node: Node) -> None:
@@ -263,6 +274,13 @@ async def test_a_thousand_steps_stay_in_order(node: Node) -> None:
         ({"type": "task.started", "task_id": "t", "event_id": "1-0"}, "INVALID_MESSAGE", "$.event_id"),
         ({"type": "task.started", "task_id": "t", "agent_id": "agent-9"}, "FORBIDDEN", "$.agent_id: "),
         ({"type": "task.started", "task_id": "t", "workspace_id": "ws-9"}, "FORBIDDEN", "$.workspace_id: "),
+        ({"type": "task.started", "data": {"task_id": "t", "agent_id": "agent-9"}}, "FORBIDDEN", "$.agent_id: "),
+        (
+            {"type": "task.started", "task_id": "t", "agent_id": "agent-9", "data": {"agent_id": AGENT}},
+            "INVALID_MESSAGE",
+            "$.data: ",
+        ),
+        ({"type": "task.started", "task_id": "t", "data": {"task_id": "u"}}, "INVALID_MESSAGE", "$.data: "),
         ({"type": "agent.offline", "reason": "…"}, "INVALID_MESSAGE", "$.type: "),
         ({"type": "command.completed", "command_id": "1-0"}, "COMMAND_NOT_FOUND", "$.command_id: "),
         ({"type": "command.failed", "command_id": "1-0", "error": {"code": "X"}}, "INVALID_MESSAGE", "$.error: "),

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 from broker.catalog import CATALOG
 from broker.errors import Invalid
-from broker.shield import Action, Command, Execute, Network, Policy, Read, Violation, Write, validate
+from broker.shield import ALLOWED, Action, Command, Execute, Network, Policy, Read, Violation, Write, validate
+from broker.shield.folding import fold
+from broker.shield.patterns import Pattern
 
 # The seed's example of a PUT.
 SEED: dict[str, Any] = {
@@ -34,8 +37,8 @@ def shield(section: str, allowed: list[str] | None = None, blocked: list[str] | 
 
 def verdict(policy: Policy, action: Action) -> str | None:
     """The pattern that stops an action; None: it may be done."""
-    violation = policy.check(action)
-    return violation and violation.pattern
+    verdict = policy.check(action)
+    return verdict.pattern if isinstance(verdict, Violation) else None
 
 
 # -- paths
@@ -47,6 +50,8 @@ FILES = shield(
     home=HOME,
 )
 NOT_LISTED, UNREADABLE = "allowed_paths", "unreadable"
+# Where a `Write` fails though nothing else does: these directories hold what is blocked.
+ABOVE = {"/data": "/data/*.key", "/data/": "/data/*.key", "/data/..": "/root"}
 PATHS = [
     ("/data/report.csv", None, "below an allowed directory"),
     ("/data", None, "the allowed directory itself"),
@@ -76,10 +81,17 @@ PATHS = [
     ("/data/．．/etc/passwd", "/etc", "full-width dots fold to `..`"),
     ("/data／..／etc/passwd", "/etc", "a full-width slash folds to a plain one"),
     ("/e\u200btc/passwd", "/etc", "some filesystems ignore what is invisible"),
+    ("/e\ufe0ftc/passwd", "/etc", "a variation selector"),
+    ("/e\u034ftc/passwd", "/etc", "a grapheme joiner"),
+    ("/data/\u2025/etc", "/etc", "a two dot leader folds to `..`"),
     ("/\u0435tc/passwd", NOT_LISTED, "a Cyrillic letter is another one: nothing blocked, and nothing allowed"),
     ("/data/%2e%2e/etc/passwd", None, "a file of this name: no filesystem knows %2e"),
     ("/proc/self/root/etc/passwd", "/etc", "the kernel's own link to the root"),
     ("/proc/1/root/proc/self/root/etc", "/etc", "twice"),
+    ("/proc/self/root/../etc/passwd", "/etc", "the root's `..` is the root"),
+    ("/data/../proc/self/task/7/root/etc", "/etc", "a thread's"),
+    ("/proc/self/cwd/passwd", UNREADABLE, "the kernel's link to where nobody knows"),
+    ("/data/../dev/fd/3/passwd", UNREADABLE, "the same"),
     ("/proc/self/root/data/x", NOT_LISTED, "leads inside, but is spelled outside"),
     ("~/.ssh/id_rsa", "~/.ssh", "the home's own spelling"),
     ("/home/joe/.ssh", "~/.ssh", "and without it"),
@@ -90,10 +102,12 @@ PATHS = [
     ("~/../../etc/passwd", "/etc", "`..` above the home"),
     ("~root", "/root", "another user's home"),
     ("~root/.bashrc", "/root", "and below it"),
-    ("~ann/work", NOT_LISTED, "another user's `work` is not ours"),
+    ("~ann/work", UNREADABLE, "another user's home is known to the system alone"),
+    ("~joe/.ssh", UNREADABLE, "and may be ours"),
     ("~+/x", UNREADABLE, "the shell's own directory is known to the shell alone"),
     ("data/x", UNREADABLE, "relative: only the caller knows to what"),
     ("", UNREADABLE, "no path"),
+    ("/data/" + "a" * 32768, UNREADABLE, "longer than any path"),
     ("/data/a\0/../../etc", UNREADABLE, "C sees another path than Python"),
     ("/data/a\n/etc/passwd", None, "one file below /data, with a newline in its name"),
     ("/data/\udcff", None, "a byte that is no text is still below /data"),
@@ -101,11 +115,32 @@ PATHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "pattern", "why"), PATHS, ids=[repr(path) for path, _, _ in PATHS])
+@pytest.mark.parametrize(("path", "pattern", "why"), PATHS, ids=[repr(path[:50]) for path, _, _ in PATHS])
 def test_a_path_is_stopped_however_it_is_spelled(path: str, pattern: str | None, why: str) -> None:
     assert verdict(FILES, Read(path)) == pattern, why
-    assert verdict(FILES, Write(path)) == pattern, why
+    assert verdict(FILES, Write(path)) == ABOVE.get(path, pattern), why
     assert verdict(FILES, Execute(path)) == pattern, why
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [
+        ("/", "~/.ssh"),
+        ("/home", "~/.ssh"),
+        ("/home/joe/", "~/.ssh"),
+        ("/HOME/joe/x/..", "~/.ssh"),
+        ("/home/joe/.cache", None),
+        ("/data", "/data/*/keys/**/x"),
+        ("/data/a", "/data/*/keys/**/x"),
+        ("/data/a/keys", "/data/*/keys/**/x"),
+        ("/data/a/keys/b", None),
+        ("/data/a/locks", None),
+    ],
+)
+def test_who_moves_or_removes_a_directory_does_so_to_what_is_blocked_in_it(path: str, pattern: str | None) -> None:
+    policy = shield("filesystem", None, ["~/.ssh", "/data/*/keys/**/x"], home=HOME)
+    assert verdict(policy, Write(path)) == pattern
+    assert verdict(policy, Read(path)) is None
 
 
 @pytest.mark.parametrize(
@@ -132,6 +167,18 @@ def test_a_home_that_nobody_named_is_judged_strictly(path: str, pattern: str | N
 def test_a_path_under_an_unknown_home_may_be_under_roots() -> None:
     assert verdict(shield("filesystem", None, ["/root"]), Read("~/x")) == "/root"
     assert verdict(shield("filesystem", None, ["/root"], home=HOME), Read("~/x")) is None
+
+
+def test_a_home_is_an_absolute_path() -> None:
+    with pytest.raises(Invalid, match=r"^home: "):
+        Policy({}, home="home/joe")
+    assert verdict(shield("filesystem", None, ["~/.ssh"], home="/srv/joe/"), Read("/srv/joe/.ssh")) == "~/.ssh"
+
+
+def test_a_link_of_the_kernel_s_is_judged_by_where_it_leads() -> None:
+    assert verdict(FILES, Read("/proc/self/cwd/x", "/data/x")) == "allowed_paths"
+    assert verdict(FILES, Read("/proc/self/cwd/x", "/etc/x")) == "/etc"
+    assert verdict(shield("filesystem", None, ["/etc"]), Read("/proc/self/fd/3", "/data/x")) is None
 
 
 def test_a_link_is_judged_by_where_it_leads(tmp_path: Any) -> None:
@@ -175,8 +222,8 @@ def test_an_allowed_list_of_letters_that_fold_allows_exactly_them() -> None:
 )
 def test_globs(entry: str, inside: list[str], outside: list[str]) -> None:
     policy = shield("filesystem", [entry])
-    assert [path for path in inside if policy.check(Read(path))] == []
-    assert [path for path in outside if not policy.check(Read(path))] == []
+    assert [path for path in inside if verdict(policy, Read(path))] == []
+    assert [path for path in outside if not verdict(policy, Read(path))] == []
 
 
 # -- commands
@@ -256,6 +303,67 @@ BLOCKED_LINES = [
     ("((2 #2)); rm -rf x\n))", "nor is this"),
     ("coproc N { rm -rf x; }", "with a name before it"),
     ("echo 'rm'; echo 'it\nrm -rf", "a quote without its end: what is before it was run"),
+    ("for i do rm -rf x; done", "`do` without `in`"),
+    ("select i do rm -rf x; done", "the same"),
+    ("coproc N if rm -rf x; then ls; fi", "a reserved word after a name"),
+    ("time -p { rm -rf x; }", "bash's own `time`"),
+    ("time for i do rm -rf x; done", "before a loop"),
+    ("{fd}>x rm -rf x", "a descriptor that has a name"),
+    ("r$1m -rf x", "`$1` is one digit long"),
+    ("r$!m -rf x", "no job was in the background"),
+    ('r"$u"m -rf x', "a quote ends a variable's name"),
+    ("${@:-rm} -rf x", "a default of all arguments"),
+    ("${a[0]:-rm} -rf x", "of an array"),
+    ("${a:-${b:-${c:-${d:-${e:-rm}}}}} -rf x", "a default of a default"),
+    ("${x/#/rm} -rf x", "put in place of nothing"),
+    ("rm -r{f,} x", "a part of a word is spread"),
+    ("{r..r}{m..m} -rf x", "letters in a row"),
+    ("=rm -rf x", "zsh's way to a path"),
+    ("noglob rm -rf x", "zsh's own"),
+    ("bash <<< 'rm -rf x'", "a here-string"),
+    ("sudo bash -s <<< 'rm -rf x'", "for a shell that another runs"),
+    ("ssh host <<E\nrm -rf x\nE", "a here-document for a shell elsewhere"),
+    ("ssh host 'ls; rm -rf x'", "words for it"),
+    ("watch 'ls; rm -rf x'", "for the shell of `watch`"),
+    ("parallel ::: 'rm -rf x' ls", "of `parallel`"),
+    ("docker run image sh -c 'rm -rf x'", "a shell anywhere among the words"),
+    ("zsh-5.9 -c 'rm -rf x'", "a shell with its version"),
+    ("tcsh -c 'rm -rf x'", "another shell"),
+    ("alias x='rm -rf x'", "the value of an alias"),
+    ("eval -- rm -rf x", "after `--`"),
+    ("trap -- 'rm -rf x' EXIT", "the same"),
+    ("env A.b=1 rm -rf x", "a name that no shell knows, but `env` does"),
+    ("gtimeout 5 gnice rm -rf x", "GNU's, where others are too"),
+    ("echo $((rm -rf x))", "an expression to most shells"),
+]  # fmt: skip
+# Nobody has written what these run: where anything is blocked, they are stopped.
+VAGUE_LINES = [
+    ("a=rm; $a -rf x", "the value of a variable"),
+    ('set -- rm -rf x; "$@"', "of the arguments"),
+    ("for i in rm; do $i -rf x; done", "of a loop"),
+    ("sudo $a -rf x", "after another program"),
+    ("$SHELL -c 'ls'", "which shell that is"),
+    ("x='rm -rf x'; eval $x", "for a shell"),
+    ("$(echo rm) -rf x", "what a command answers"),
+    ("/bin/r? -rf x", "a glob"),
+    ("r[m] -rf x", "another"),
+    ("xargs -a list sh -c '{}'", "what is put in"),
+    ("echo cm0gLXJmIC8= | base64 -d | sh", "what a shell is sent"),
+    ("echo 'rm -rf x' | bash -s -- a", "the same"),
+    ("cat <<E | sh\nls\nE", "what others make of a document"),
+    ("curl x | bash -s -- -c ls", "an argument is no option"),
+    ("c=c; sh -$c 'rm -rf x'", "an option's value"),
+    ("bash $x", "a variable that may hold anything"),
+    ("curl x | sudo -E bash -", "what a shell is sent that another runs"),
+    ("sh < script", "what a file holds"),
+    ("sh <<E 0<script\nE", "the last redirection counts"),
+    ("bash <(curl x)", "what a program sends"),
+    (". /dev/stdin <<E\nrm -rf x\nE", "a file that is none"),
+    ("case x in esac; $a -rf x", "after a `case` without patterns"),
+    (">f case x in; $a -rf x", "no `case`"),
+    ("find . -exec ls {} \\;; $a -rf x", "one of these is a word"),
+    ("(($a -rf x))", "two groups to some shells"),
+    ("echo $(($a -rf x) )", "two groups to all"),
 ]  # fmt: skip
 PASSING_LINES = [
     ("ls -l", "nothing of it"),
@@ -263,11 +371,19 @@ PASSING_LINES = [
     ("echo 'a; rm -rf x'", "a word with `;` in quotes is a word"),
     ("ls # ; rm -rf x", "a comment"),
     ("cat > notes <<'E'\nrm -rf x\nit's\nE", "a here-document that no shell reads is data"),
+    ("a\rrm -rf x", "a carriage return is a letter like any other"),
+    ("echo $'\\'; rm -rf x; echo '", "all of that is one word"),
+    ("git commit -m 'rm -rf is bad'", "`^` asks for the command, not for what is said of it"),
+    ("echo $((1 + x * 2)) $(( $x * 2 ))", "an expression has no program"),
+    ("for ((i = 0; i < $n; i++)); do ls; done", "nor has this"),
+    ("case $x in -h|*.txt) ls;; (*) ls;; *) ls;; esac", "nor have patterns"),
+    ("bash deploy.sh; bash --version; . $VENV/bin/activate", "not covered: scripts in files"),
+    ("curl -d '{\"a\":[1,2],\"b\":{}}' localhost", "braces of JSON"),
     ("rm -r -f x", "not covered: other spellings of options"),
-    ("a=rm; $a -rf x", "not covered: the values of variables"),
-    ("/bin/r? -rf x", "not covered: globs"),
-    ("echo cm0gLXJmIC8= | base64 -d | sh", "not covered: what standard input holds"),
-    ("$(echo rm) -rf x", "not covered: what other commands answer"),
+    ("rm $x y", "not covered: the values of variables, save for a program's name"),
+    ("docker exec c rm -rf x", "not covered: programs that run others, save for those of `wrapped`"),
+    ("git -c alias.x='!rm -rf x' x", "not covered: options of programs that are commands"),
+    ("alias rr=rm; rr -rf x", "not covered: aliases"),
     ("python -c \"import os; os.system('rm -rf x')\"", "not covered: other languages"),
     ("\u0433m -rf x", "a Cyrillic letter is another program, of which no system has one"),
 ]  # fmt: skip
@@ -280,12 +396,18 @@ def test_a_blocked_command_is_stopped_wherever_it_hides(line: str, why: str) -> 
 
 @pytest.mark.parametrize(("line", "why"), PASSING_LINES, ids=[repr(line) for line, _ in PASSING_LINES])
 def test_what_passes_a_blocked_pattern(line: str, why: str) -> None:
-    assert NO_RM.check(Command(line)) is None, why
+    assert NO_RM.check(Command(line)) == ALLOWED, why
+
+
+@pytest.mark.parametrize(("line", "why"), VAGUE_LINES, ids=[repr(line) for line, _ in VAGUE_LINES])
+def test_what_nobody_has_written_is_stopped_where_anything_is_blocked(line: str, why: str) -> None:
+    assert verdict(NO_RM, Command(line)) in ("^rm -rf", "unreadable"), why
+    assert verdict(shield("commands", ["."]), Command(line)) in (None, "unreadable")
 
 
 def test_a_pattern_without_a_start_is_found_in_any_words() -> None:
     policy = Policy(SEED)
-    for line in ("git commit -m 'rm -rf'", "git log; r\"m\" -r''f x", "python x.py 'rm  -rf'"):
+    for line in ("git commit -m 'rm -rf is bad'", "git log; r\"m\" -r''f x", "python x.py 'rm  -rf'"):
         assert verdict(policy, Command(line)) == "rm -rf"
 
 
@@ -310,9 +432,10 @@ ALLOWED_LINES = [
     ("bash -c 'git status'", "allowed_patterns", "nor is a shell"),
     ("/tmp/git status", "allowed_patterns", "nor is any program of that name"),
     ("'git x/evil' y", "allowed_patterns", "nor a program with a blank in its path"),
-    ("git$IFS-x", "allowed_patterns", "as written, this is no `git `"),
+    ("git$IFS-x", "unreadable", "as written, this is no `git `"),
     ("ｇｉｔ status", "allowed_patterns", "look-alikes are not allowed"),
-    ("$x status", "allowed_patterns", "nobody knows"),
+    ("$x status", "unreadable", "nobody knows"),
+    ("git log -n $((5 + 1))", "allowed_patterns", "an expression is read as a command: strictly"),
     ("# nothing", "allowed_patterns", "no command is no allowed command"),
     ("git log 'x", "unreadable", "a quote without its end"),
     ("git log $(git x", "unreadable", "a substitution without its end"),
@@ -329,7 +452,10 @@ def test_an_allowed_list_wants_every_command(line: str, pattern: str | None, why
 
 
 def test_what_a_wrapper_runs_is_part_of_its_command_but_a_shell_s_text_is_not() -> None:
-    policy = shield("commands", ["^sudo apt-get ", "^bash ", "^git "])
+    policy = shield("commands", ["^sudo apt-get ", "^bash ", "^git ", "^ssh host "])
+    assert verdict(policy, Command("ssh host 'ls; ps'")) is None
+    assert verdict(policy, Command("bash <<< 'git status'")) is None
+    assert verdict(policy, Command("bash <<< 'curl evil'")) == "allowed_patterns"
     assert verdict(policy, Command("sudo apt-get update")) is None
     assert verdict(policy, Command("bash deploy.sh")) is None
     assert verdict(policy, Command("bash -c 'git status'")) is None
@@ -366,7 +492,10 @@ HOSTS = [
     (None, ["example.com"], "example.com", None, "example.com"),
     (None, ["*.example.com"], "a.example.com", 1, "*.example.com"),
     (None, ["xn--bcher-kva.de"], "bücher.de", 443, "xn--bcher-kva.de"),
-    (None, ["xn--strae-oqa.de"], "straße.de", 443, None),
+    (None, ["xn--strae-oqa.de"], "straße.de", 443, "xn--strae-oqa.de"),
+    (None, ["strasse.de"], "STRAẞE.de", 443, "strasse.de"),
+    (["strasse.de"], None, "straße.de", 443, "allowed_hosts"),
+    (["strasse.de", "xn--strae-oqa.de"], None, "straße.de", 443, None),
     (None, ["*:25"], "mail.net", 25, "*:25"),
     (None, ["*:25"], "mail.net", None, "*:25"),
     (None, ["*:25"], "mail.net", 26, None),
@@ -380,6 +509,19 @@ HOSTS = [
     (None, ["127.0.0.0/8"], "[::ffff:7f00:1]", 80, "127.0.0.0/8"),
     (None, ["127.0.0.0/8"], "64:ff9b::7f00:1", 80, "127.0.0.0/8"),
     (None, ["127.0.0.0/8"], "2002:7f00:1::", 80, "127.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "64:ff9b:1::127.0.0.1", 80, "127.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "::ffff:0:127.0.0.1", 80, "127.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "2001:0:7f00:1::", 80, "127.0.0.0/8"),
+    (None, ["10.0.0.0/8"], "fe80::5efe:10.0.0.1", 80, "10.0.0.0/8"),
+    (None, ["::ffff:10.0.0.0/104"], "10.1.2.3", 80, "::ffff:10.0.0.0/104"),
+    (None, ["10.0.0.0/8"], "000000000000000000012.0.0.1", 80, "10.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "0.0.0.0", 80, "127.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "0", 80, "127.0.0.0/8"),
+    (None, ["127.0.0.0/8"], "[::]", 80, "127.0.0.0/8"),
+    (None, ["localhost"], "127.0.0.1", 80, "localhost"),
+    (None, ["localhost"], "ip6-loopback", 80, "localhost"),
+    (["localhost"], None, "127.0.0.1", 80, "allowed_hosts"),
+    (None, ["127.0.0.0/8"], "127.0.0.1.nip.io", 80, None),
     (None, ["127.0.0.0/8"], "localhost", 80, "127.0.0.0/8"),
     (None, ["127.0.0.0/8"], "a.localhost", 80, "127.0.0.0/8"),
     (None, ["::1"], "localhost", 80, "::1"),
@@ -451,7 +593,7 @@ def test_severity_follows_the_target_then_the_list(action: Action, severity: str
         }
     )
     violation = policy.check(action)
-    assert violation is not None
+    assert isinstance(violation, Violation)
     assert violation.severity == severity
 
 
@@ -473,7 +615,7 @@ def test_an_action_is_told_in_one_short_line_of_text() -> None:
 
     def told(action: Action) -> str:
         violation = everything.check(action)
-        assert violation is not None
+        assert isinstance(violation, Violation)
         return violation.attempted_action
 
     assert told(Write("/etc/x")) == "write /etc/x"
@@ -492,7 +634,7 @@ def test_an_absent_or_empty_section_allows() -> None:
         {"filesystem": {"allowed_paths": [], "blocked_paths": []}},
     ):
         for action in (Read("x\0"), Write("/etc/passwd"), Command("rm -rf / '"), Network("http://x")):
-            assert Policy(policy).check(action) is None
+            assert Policy(policy).check(action) == ALLOWED
 
 
 # -- policies
@@ -517,6 +659,7 @@ def test_a_policy_is_stored_as_it_was_given_with_its_version() -> None:
         ({"filesystem": {"allowed_paths": "/data"}}, "$.filesystem.allowed_paths"),
         ({"filesystem": {"allowed_paths": ["/data", 1]}}, "$.filesystem.allowed_paths[1]"),
         ({"filesystem": {"allowed_paths": ["/data"] * 257}}, "$.filesystem.allowed_paths"),
+        ({"commands": {"blocked_patterns": ["x{990}"] * 21}}, "$.commands.blocked_patterns[20]"),
     ],
 )
 def test_a_policy_that_is_wrong_is_refused_with_the_path(policy: Any, path: str) -> None:
@@ -615,7 +758,8 @@ FRAGMENTS = [
     "\nE\n", "#", "\\", "\\\n", "${x:-", "}", "{", "((", "))", "$((", "1<<2", "2\n", "$'", "if ", "then ", "fi",
     "case x in ", "x)", ";;", "esac", "<(", ">x", "f() {", "function f {", "sh -c ", "eval ", "env ", "env -S",
     "nice -n 5 ", "&&", "||", "|", "&", "!", "a=", "a[", "]", "$IFS", "$@", "$x", "for i in 1;", "do ", "done",
-    "coproc ", "trap ", "EXIT", "exec ", "{zap,-x}", "2>&1", "<<<", "$(true)", "${x}",
+    "coproc ", "trap ", "EXIT", "exec ", "{zap,-x}", "2>&1", "<<<", "$(true)", "${x}", "$1", "$!", "${y:-", "{fd}>x ",
+    "{z..z}ap", "{zap,}", "for i do ", "set a\n", "N ", "|sh", "sh ", ". /dev/stdin ", "x=zap;", '"$x"',
 ]  # fmt: skip
 
 
@@ -664,31 +808,88 @@ def test_every_address_that_c_reads_is_read(parts: list[str]) -> None:
     assert verdict(shield("network", None, [address]), Network(host, 80)) is not None
 
 
+# -- what it costs
+
 LONG = 64 * 1024
 HEAVY = ["(a+)+$", "^(a|aa)*b", "(.*)(.*)(.*)x$", "rm -rf", "(x+x+)+y", "^rm -rf"]
+# No line or path of these sizes takes more, on a machine that is busy, too; in the square of them it would be minutes.
+MAX_SECONDS = 5.0
+
+
+def work(monkeypatch: pytest.MonkeyPatch, policy: Policy, action: Action) -> int:
+    """What a check costs: the functions that are called, ours and C's, and the bytes in which patterns are searched."""
+    done = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal done
+        done += event in ("call", "c_call")
+
+    def counting(search: Callable[[Pattern, bytes], bool]) -> Callable[[Pattern, bytes], bool]:
+        def counted(pattern: Pattern, text: bytes) -> bool:
+            nonlocal done
+            done += len(text)
+            return search(pattern, text)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in ("is_in", "is_all_of"):
+            patched.setattr(Pattern, name, counting(getattr(Pattern, name)))
+        started = time.process_time()
+        sys.setprofile(count)
+        try:
+            policy.check(action)
+        finally:
+            sys.setprofile(None)
+        assert time.process_time() - started < MAX_SECONDS
+    return done
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("start", "part", "end"),
     [
-        "a" * 1_000_000, "a" * LONG, ";" * LONG, "a;" * (LONG // 2), "a " * (LONG // 2), "$(" * (LONG // 2), "`" * LONG,
-        "${" * (LONG // 2), "${IFS" * (LONG // 5), "'" * LONG, '"' * (LONG - 1), "\\" * LONG, "sudo " * (LONG // 5),
-        "sudo -a " * (LONG // 8), "sh -c " * (LONG // 6), "<<a " * (LONG // 4), "((" * (LONG // 2), "`\\" * (LONG // 2),
-        "a=" * (LONG // 2), "{a," * (LONG // 3), "# " * (LONG // 2), "cat <<a\n" + "b\n" * (LONG // 2 - 10) + "a",
-        "find " + "-exec a " * (LONG // 9), "env " + "A=1 " * (LONG // 4 - 2) + "ls", "ﷺ" * LONG, "x\n" * (LONG // 2),
+        ("", "a", ""), ("", ";", ""), ("", "a;", ""), ("", "a ", ""), ("", "$(", ""), ("", "`", ""), ("", "${", ""),
+        ("", "${IFS", ""), ("", "'", ""), ("", '"', "x"), ("", "\\", ""), ("", "sudo ", ""), ("", "sudo -a ", ""),
+        ("", "sh -c ", ""), ("", "docker sh ", ""), ("", "-c ", ""), ("sh ", "-c a ", ""), ("", "<<a ", ""),
+        ("", "((", ""), ("", "$((", ""), ("", "`\\", ""), ("", "a=", ""), ("", "{a,", ""), ("", "{a,b}", ""),
+        ("{", "a,", "}"), ("", "# ", ""), ("cat <<a\n", "b\n", "a"), ("find ", "-exec a ", ""), ("env ", "A=1 ", "ls"),
+        ("", "ﷺ", ""), ("", "x\n", ""), ("a", "\u0301\u0316", ""), ("", "${a:-", ""), ("", "${a/", ""), ("", "$a", ""),
+        ("bash ", "<<<a ", ""), ("", ">a ", ""), ("a" * 1000, " >a", ""), ("case x in ", "a|", "b) ls;; esac"),
     ],
-    ids=lambda line: f"{line[:12]!r}*{len(line)}",
+    ids=repr,
 )  # fmt: skip
-def test_the_longest_lines_and_the_nastiest_patterns_take_no_time(line: str) -> None:
+def test_a_line_costs_in_proportion_to_its_length(
+    monkeypatch: pytest.MonkeyPatch, start: str, part: str, end: str
+) -> None:
     policy = shield("commands", ["^ls"], HEAVY)
-    started = time.process_time()
-    policy.check(Command(line))
-    assert time.process_time() - started < 0.2
+    policy.check(Command("ls"))
+    short, long = (
+        work(monkeypatch, policy, Command(start + part * (size // len(part)) + end))
+        for size in (LONG // 8, LONG - 2000)
+    )
+    assert long < 10 * short
 
 
-def test_a_path_of_a_megabyte_takes_no_time() -> None:
+def test_a_line_that_is_too_long_costs_no_more_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = shield("commands", ["^ls"], HEAVY)
+    longest, longer = (work(monkeypatch, policy, Command("a" * size)) for size in (LONG, 20 * LONG))
+    assert longer <= longest
+
+
+@pytest.mark.parametrize(
+    "part", ["/a", "/..", "/proc/1/root", "/\u0301\u0316", "\u0301\u0316", "/ﷺ", "~", "/*", "/proc/self/cwd"], ids=repr
+)
+def test_a_path_costs_in_proportion_to_its_length(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     policy = shield("filesystem", ["/**/*a*/**/*b*/**/*c*"], ["/**/**/**/x*y*z*/**"])
-    for path in ("/a" * 500_000, "/.." * 333_333, "~" * 1_000_000, "/proc/1/root" * 80_000):
-        started = time.process_time()
-        policy.check(Read(path))
-        assert time.process_time() - started < 0.5
+    short, long = (work(monkeypatch, policy, Write("/" + part * (size // len(part)))) for size in (4 * 1024, 31 * 1024))
+    assert long < 10 * short
+    assert work(monkeypatch, policy, Write("/" + part * 1_000_000)) < 100
+
+
+def test_folding_is_stable_and_sorts_no_long_run_of_marks() -> None:
+    assert fold("E\u0301\u0316") == fold("é\u0316") == fold("E\u0316\u0301")
+    marks = "a" + "\u0301\u0316" * 40
+    assert fold(marks + "B") == fold(fold(marks + "B"))
+    started = time.process_time()
+    fold("a" + "\u0301\u0316" * 100_000)
+    assert time.process_time() - started < MAX_SECONDS

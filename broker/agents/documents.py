@@ -24,7 +24,10 @@ _TOO_LARGE = f"expected at most {MAX_SOUL_BYTES} bytes of JSON"
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with what `new` says: objects are merged at every depth, everything else replaces what was there."""
+    """`old` with what `new` says: objects are merged at every depth, everything else replaces what was there.
+
+    Null too is a value that is kept, and removes nothing: the seed knows no removing.
+    """
     merged = dict(old)
     for key, value in new.items():
         before = merged.get(key)

@@ -11,7 +11,7 @@ Status = Literal["online", "offline", "error"]
 
 
 class Draft(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An agent to be made (seed 001, "Agent erstellen")."""
+    """An agent to be made."""
 
     name: Name
     workspace_id: str
@@ -46,7 +46,7 @@ class Paired(NamedTuple):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """An agent in a list (seed 001, "Agents auflisten"). Times are RFC 3339."""
+    """An agent in a list. Times are RFC 3339."""
 
     id: str
     name: str
@@ -58,7 +58,7 @@ class Summary(msgspec.Struct, kw_only=True):
 
 
 class Agent(msgspec.Struct, kw_only=True):
-    """All of an agent (seed 001, "Agent-Details abrufen")."""
+    """All of an agent."""
 
     id: str
     name: str

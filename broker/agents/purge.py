@@ -1,13 +1,14 @@
 """Purging: what is left of an agent that was deleted goes, and nothing of any other agent.
 
 Its events   They are left out of a copy of the workspace's log, which takes the log's place (purge.lua): a stretch at a
-             time, so that nobody waits for a long log. The event that says it was deleted stays, so that whoever was
-             away hears of it. A position of an event that is gone is none any more: a gap.
+             time, so that nobody waits for a long log or for large events. The event that says it was deleted stays, so
+             that whoever was away hears of it. A position of an event that is gone is none any more: a gap.
 Its runs     An agent may run workflows under its own id, as an endpoint. Nothing lists the runs that have ended, so the
              names of all keys are read; only for an agent that has been such an endpoint.
 Its hash     It goes last: as long as it is there, a purge that was cut short can be called again.
 """
 
+import contextlib
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from ..commands.exchange import unpack_command
-from ..credentials import Credentials
+from ..credentials import Credentials, KeyUnknown
 from ..errors import Invalid
 from ..keyspace import Keyspace
 from ..script import Script
@@ -79,8 +80,13 @@ class Purge:
     async def _was_endpoint(self, workspace: str, agent: str) -> bool:
         keys = self._keys
         names = [keys.runs(workspace, agent), keys.held(workspace, agent), keys.served(workspace, agent)]
-        owner: Any = await ask(lambda: self._redis.hget(keys.endpoint(agent), "workspace"))
-        return owner == workspace.encode() or bool(await ask(lambda: self._redis.exists(*names)))
+        if await self._owner(agent) == workspace.encode():
+            return True
+        return bool(await ask(lambda: self._redis.exists(*names)))
+
+    async def _owner(self, endpoint: str) -> Any:
+        """The workspace of an endpoint; its name is one for all workspaces."""
+        return await ask(lambda: self._redis.hget(self._keys.endpoint(endpoint), "workspace"))
 
     async def _runs(self, workspace: str, agent: str) -> None:
         """Its runs, wherever they stand, and what its clients' connections remember of them."""
@@ -92,7 +98,7 @@ class Purge:
             ends = [self._keys.end(workspace, execution.decode()) for execution in executions]
             if gone:
                 await ask(lambda executions=executions: self._redis.zrem(self._keys.queued(workspace), *executions))  # type: ignore[misc]
-                await self._delete(*gone, *ends)
+                await self._delete(*ends, *gone)  # only the run says whose end it is
         async for names in self._scan(self._keys.connection(workspace, agent, "")):
             await self._delete(*names)
 
@@ -106,13 +112,27 @@ class Purge:
         return await ask(owners)
 
     async def _api_keys(self, workspace: str, agent: str) -> None:
-        """They open nothing any more, on any node, and are forgotten."""
+        """They open nothing any more, on any node, and are forgotten; so is the endpoint, unless another owns it."""
         for key in await self._credentials.list(agent, workspace):
-            await self._credentials.revoke(key.id)
             hash_: Any = await ask(lambda key=key: self._redis.hget(self._keys.api_keys, key.id))  # type: ignore[misc]
-            await self._delete(self._keys.key(hash_.decode()))
-            await ask(lambda key=key: self._redis.hdel(self._keys.api_keys, key.id))  # type: ignore[misc]
-        await self._delete(self._keys.endpoint(agent))
+            if hash_ is None:
+                continue  # another purge has just forgotten it
+            with contextlib.suppress(KeyUnknown):  # now
+                await self._credentials.revoke(key.id)
+            await self._forget(key.id, self._keys.key(hash_.decode()))
+        if await self._owner(agent) == workspace.encode():
+            await self._delete(self._keys.endpoint(agent))
+
+    async def _forget(self, key_id: str, record: str) -> None:
+        """As one step: cut short between the two, nobody would find the other."""
+
+        async def forget() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(record)
+                pipe.hdel(self._keys.api_keys, key_id)
+                await pipe.execute()
+
+        await ask(forget)
 
     async def _scan(self, beginning: str) -> AsyncIterator[list[bytes]]:
         """The names that begin so, some at a time."""
@@ -134,7 +154,7 @@ class Purge:
         async def delete() -> None:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
-                    pipe.delete(name)
+                    pipe.unlink(name)
                 await pipe.execute()
 
         await ask(delete)

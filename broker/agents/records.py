@@ -1,6 +1,6 @@
 """Records: an agent as Redis keeps it, and what is told of it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -8,11 +8,9 @@ import msgspec
 from ..events import moment
 from .model import Agent, Status, Summary
 
-# The fields of the hash that a record is made of, in this order.
-FIELDS = (
-    "created", "name", "mode", "soul", "shield", "last_activity", "credits_used", "state", "calls", "pairing",
-    "deleted",
-)  # fmt: skip
+# The fields of the hash that a record is made of; what a summary tells does without the documents, which may be long.
+SUMMARY_FIELDS = ("created", "name", "mode", "last_activity", "credits_used", "state")
+FIELDS = (*SUMMARY_FIELDS, "soul", "shield", "calls", "pairing", "deleted")
 
 
 class Record(NamedTuple):
@@ -76,9 +74,9 @@ class Record(NamedTuple):
         )
 
 
-def read(workspace: str, agent_id: str, values: Sequence[bytes | None], is_present: bool) -> Record:
-    """A record of what Redis answered for `FIELDS`."""
-    fields = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+def read(workspace: str, agent_id: str, values: Mapping[str, bytes | None], is_present: bool) -> Record:
+    """A record of what Redis answered for some of `FIELDS`."""
+    fields = {name: value for name, value in values.items() if value is not None}
     return Record(workspace, agent_id, fields, is_present)
 
 

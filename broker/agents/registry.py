@@ -10,31 +10,34 @@ Keys       A pairing key says neither workspace nor agent, so a locator under it
            the agent's own hash decides whether a key is valid, and uses it up (pair.lua).
 """
 
+import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from random import uniform
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import UNSET
 
-from ..errors import Invalid
+from ..errors import Invalid, Unavailable
 from ..events import Event, pack
 from ..keyspace import STATE_SECONDS, check_id, check_workspace
 from ..patience import pause
 from ..script import Script
-from .asking import ask
+from .asking import PATIENCE_SECONDS, ask
 from .documents import changed_shield, changed_soul, write_soul
 from .errors import AgentMissing
 from .guard import Guard
 from .model import Agent, Created, Draft, Page, Paired, Patch, Status
 from .pairing import PAIRING_SECONDS, hash_of, make_key
 from .purge import Purge
-from .records import FIELDS, Record, read
+from .records import FIELDS, SUMMARY_FIELDS, Record, read
 
 if TYPE_CHECKING:
     from ..broker import Broker
-    from ..shield import Action, Violation
+    from ..shield import Action, Allowed, Resolve, Violation
 
 MAX_LIMIT = 100
 # Past this nobody has agents; Redis counts no further than 64 bits.
@@ -57,9 +60,11 @@ class Agents:
         self._presence = broker.presence
         self._workspace_id = broker.workspace_id
         self._bounds = (broker.log_events, broker.log_seconds, STATE_SECONDS, broker.keys.publish)
-        self._register, self._list, self._pair = (Script(broker.redis, name) for name in ("register", "list", "pair"))
+        names = ("register", "list", "read", "pair")
+        self._register, self._list, self._reader, self._pair = (Script(broker.redis, name) for name in names)
         self._purge = Purge(broker.redis, broker.keys)
         self._guard = Guard(broker)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, workspace: str, draft: Draft, *, by: str | None = None) -> Created:
         """Make an agent, for the user `by`. Raises `Invalid`: `$.name`, `$.mode`, `$.soul…`, `$.shield…`."""
@@ -96,13 +101,9 @@ class Agents:
         names, offset = sorted(workspaces), min(offset, _MAX_OFFSET)
         # Of several workspaces each may have all that is asked for.
         stretch = (offset, limit) if len(names) == 1 else (0, offset + limit)
-        calls = [
-            (
-                [self._keys.agents(name), self._keys.errors(name), self._keys.presence(name)],
-                [status or "", *stretch],
-            )
-            for name in names
-        ]
+        keys = self._keys
+        asked = {None: keys.agents, "online": keys.online, "offline": keys.offline, "error": keys.errors}[status]
+        calls = [([keys.presence(name), keys.online(name), keys.offline(name), asked(name)], stretch) for name in names]
         answers = await ask(lambda: self._list.run_many(calls))
         found = [
             (int(place), name, agent.decode())
@@ -110,7 +111,7 @@ class Agents:
             for agent, place in zip(answer[1::2], answer[2::2], strict=True)
         ]
         found = found if len(names) == 1 else sorted(found, reverse=True)[offset : offset + limit]
-        records = await self._read([(workspace, agent_id) for _, workspace, agent_id in found])
+        records = await self._read([(workspace, agent_id) for _, workspace, agent_id in found], SUMMARY_FIELDS)
         # One that was deleted a moment ago is none any more.
         items = [record.summary(status) for record in records if record.is_created]
         return Page(items, sum(int(answer[0]) for answer in answers) - len(records) + len(items))
@@ -141,11 +142,12 @@ class Agents:
         """
         record = await self._find(workspaces, agent_id, deleted_too=purge)
         if record.is_created:
+            # Before the agent, whose hash alone says where it is: cut short here, it can be called again.
+            locator = self._keys.pairing(record.fields["pairing"].decode())
+            await ask(lambda: self._redis.delete(locator))
             said = {"name": record.name, "reason": "user_request"} | ({} if by is None else {"deleted_by": by})
             if await self._do("delete", record.workspace, agent_id, said) == "missing" and not purge:
                 raise AgentMissing(agent_id)
-            locator = self._keys.pairing(record.fields["pairing"].decode())
-            await ask(lambda: self._redis.delete(locator))
         if purge:
             await self._purge.run(record.workspace, agent_id)
 
@@ -179,13 +181,23 @@ class Agents:
         if not is_kept:
             raise AgentMissing(agent_id)
 
-    async def guard(self, agent_id: str, action: "Action", *, workspace_id: str | None = None) -> "Violation | None":
-        """What the agent's shield has against `action`, also published as `shield.violation`; None: it may be done.
+    async def guard(
+        self,
+        agent_id: str,
+        action: "Action",
+        *,
+        task_id: str | None = None,
+        workspace_id: str | None = None,
+        home: str | None = None,
+        resolve: "Resolve | None" = None,
+    ) -> "Allowed | Violation":
+        """What the agent's shield says to `action`; a violation is published, too, as `shield.violation` of `task_id`.
 
-        A change of the shield counts within a second. Raises `AgentMissing`; after `Unavailable` it may not be done.
-        `workspace_id` is the broker's own unless it is told; `Invalid` without any.
+        `home` and `resolve` say how the agent's machine reads the shield's paths (see `broker.shield.Policy`); give the
+        same function each time. A change of the shield counts within a second. Raises `AgentMissing`; after
+        `Unavailable` it may not be done. `workspace_id` is the broker's own unless it is told; `Invalid` without any.
         """
-        return await self._guard.check(agent_id, action, workspace_id)
+        return await self._guard.check(agent_id, action, workspace_id, task_id=task_id, home=home, resolve=resolve)
 
     # -- with Redis ---------------------------------------------------------------------------------------------------
 
@@ -200,28 +212,54 @@ class Agents:
                 return record
         raise AgentMissing(agent_id)
 
-    async def _read(self, agents: Sequence[tuple[str, str]]) -> Sequence[Record]:
-        """The records of agents by workspace and id, whether they are there or not."""
+    async def _read(self, agents: Sequence[tuple[str, str]], fields: Sequence[str] = FIELDS) -> Sequence[Record]:
+        """The records of agents by workspace and id, whether they are there or not; of each these fields.
 
-        async def records() -> Any:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for workspace, agent_id in agents:
-                    pipe.hmget(self._keys.agent(workspace, agent_id), FIELDS)
-                    pipe.zscore(self._keys.presence(workspace), agent_id)
-                pipe.time()
-                return await pipe.execute()
-
-        *answers, (seconds, microseconds) = await ask(records)
-        now = seconds * 1000 + microseconds // 1000
-        return [
-            read(workspace, agent_id, values, ends is not None and ends > now)
-            for (workspace, agent_id), values, ends in zip(agents, answers[::2], answers[1::2], strict=True)
+        One call for each workspace: what a command costs the client is more than what Redis takes to read an agent.
+        """
+        of: dict[str, list[str]] = {}
+        for workspace, agent_id in agents:
+            of.setdefault(workspace, []).append(agent_id)
+        keys = self._keys
+        calls: list[tuple[list[str], list[str | int]]] = [
+            ([keys.presence(workspace)], [keys.agent(workspace, ""), len(fields), *fields, *ids])
+            for workspace, ids in of.items()
         ]
+        answers = await ask(lambda: self._reader.run_many(calls))
+        found = {
+            (workspace, agent_id): read(workspace, agent_id, dict(zip(fields, values, strict=True)), bool(is_present))
+            for (workspace, ids), answer in zip(of.items(), answers, strict=True)
+            for agent_id, (is_present, values) in zip(ids, answer, strict=True)
+        }
+        return [found[agent] for agent in agents]
 
     async def _change(
         self, workspaces: frozenset[str], agent_id: str, change: Callable[[Record], Fields], by: str | None
     ) -> Record:
         """Set what `change` makes of the agent, once nothing else came between; answers the agent after it."""
+        async with self._turn(agent_id):
+            return await self._merge(workspaces, agent_id, change, by)
+
+    @asynccontextmanager
+    async def _turn(self, agent_id: str) -> AsyncIterator[None]:
+        """The changes of one agent that this process is asked for go one by one: n at once would be merged n² times.
+
+        Raises `Unavailable` when the turn does not come in 3 s.
+        """
+        lock = self._turns.setdefault(agent_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await lock.acquire()
+        except TimeoutError:
+            raise Unavailable("too many changes of one agent at once") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _merge(
+        self, workspaces: frozenset[str], agent_id: str, change: Callable[[Record], Fields], by: str | None
+    ) -> Record:
         while True:
             record = await self._find(workspaces, agent_id)
             fields = change(record)
@@ -253,7 +291,7 @@ class Agents:
         event = _told(f"agent_{action}d", workspace, agent_id, said)
         names = [keys.agent(workspace, agent_id), keys.agents(workspace), keys.errors(workspace)]
         names += [keys.deleted(workspace), keys.log(workspace), keys.workspace(workspace)]
-        names += [keys.presence(workspace), keys.farewells(workspace)]
+        names += [keys.presence(workspace), keys.farewells(workspace), keys.online(workspace), keys.offline(workspace)]
         arguments: Any = [action, agent_id, secrets.token_hex(8), version, *self._bounds]
         arguments += [keys.channel(workspace), keys.channel(workspace, agent_id), event]
         if action == "delete":

@@ -195,7 +195,7 @@ async def _publish(address: Address, keys: Keyspace) -> Latency:
     """Seconds that a call of publish.lua takes, in a workspace of our own. Raises redis-py's errors."""
     workspace, seconds = f"check-{secrets.token_hex(8)}", []
     names = [keys.log(workspace), keys.workspace(workspace), keys.producer(workspace, "check")]
-    names += [keys.deleted(workspace), keys.errors(workspace), keys.agent(workspace, "")]
+    names += [keys.agent(workspace, "")]
     fixed: list[Any] = [PUBLISHES, *[LEFT_SECONDS] * 3, keys.publish]
     fixed += [keys.channel(workspace), 1, keys.channel(workspace, "")]
     body = f'"type":"task.started","workspace_id":"{workspace}","task_id":"check","data":{{}}}}'

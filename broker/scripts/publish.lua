@@ -1,7 +1,8 @@
 -- Append a producer's call to its workspace's log and tell every node, as one step.
 --
--- KEYS  1 log   2 workspace   3 producer   4 deleted   5 errors   6.. one agent hash for each agent of the call
+-- KEYS  1 log   2 workspace   3 producer   4.. one agent hash for each agent of the call
 --       then for each run whose holder speaks: the run, the endpoint's held, and the run's end
+--       last, in a cluster, what the registry keeps of all agents together (Keyspace.registry)
 -- ARGV  1 number of the call     2 log_events    3 log_seconds    4 seconds the producer's record lives
 --       5 seconds state lives    6 PUBLISH or SPUBLISH            7 channel of the workspace
 --       8 number of agents, then a channel for each, in the order of KEYS
@@ -15,13 +16,12 @@
 --         has ended. Of a refused event nothing is left; the others are not touched.
 --         The same number again gets the same answer, and nothing else happens.
 -- Error   OUT_OF_ORDER <last number>: the record does not continue with this number.
--- Example EVALSHA … 6 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:deleted:{ws}
---           trunkline:errors:{ws} trunkline:agent:{ws}:a1
+-- Example EVALSHA … 4 trunkline:log:{ws} trunkline:workspace:{ws} trunkline:producer:{ws}:p1 trunkline:agent:{ws}:a1
 --           1 10000 3600 86400 604800 PUBLISH trunkline:events:{ws} 1 trunkline:events:{ws}:a1
 --           1 0 '"type":"agent.online","workspace_id":"ws","agent_id":"a1","timestamp":"…","data":{}}'
 --         → 1) "1790000000000-0"
 
-local log, workspace, producer, deleted, errors = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local log, workspace, producer = KEYS[1], KEYS[2], KEYS[3]
 local number = tonumber(ARGV[1])
 
 local record = redis.call('HMGET', producer, 'number', 'answer')
@@ -41,18 +41,25 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- `prev` in a message is the position before it on the same channel: a node sees a hole at the next message. An
 -- ephemeral one has none, and says so: it was published on both channels, unlike a plain PUBLISH.
 local newest = redis.call('HGET', workspace, 'position') or '0-0'
+-- `seen` has the agents that said something in this call, each with the position of its last durable event, if any.
 local newest_of, credits, seen, states = {}, {}, {}, {}
 
-local function key_of(agent) return KEYS[5 + agent] end
-local function name_of(agent) return string.match(key_of(agent), '^[^}]*}:(.*)$') end
+-- What the registry (register.lua) keeps of all agents together lies in this slot too. It is asked seldom, so that it is
+-- named only in a cluster: there this script must not run while one of its keys is on the way to another node.
+local function beside(kind) return (string.gsub(workspace, ':workspace:{', ':' .. kind .. ':{', 1)) end
+local function name_of(agent) return string.match(KEYS[3 + agent], '^[^}]*}:(.*)$') end
 
--- What is known of an agent before this call: read once, when its first event is met.
-local met, is_created, is_deleted = {}, {}, {}
+-- What is known of each agent before this call.
+local is_created, is_deleted = {}, {}
 local function meet(agent)
-  local known = redis.call('HMGET', key_of(agent), 'position', 'last_activity', 'created', 'deleted')
-  met[agent], newest_of[agent], is_created[agent] = true, known[1] or '0-0', known[3]
-  if not known[2] and not known[3] then
-    is_deleted[agent] = known[4] or redis.call('ZSCORE', deleted, name_of(agent))
+  local key = KEYS[3 + agent]
+  local known = redis.call('HMGET', key, 'position', 'last_activity', 'created')
+  newest_of[agent] = known[1] or '0-0'
+  if known[3] then
+    is_created[agent] = true
+  elseif not known[2] then
+    is_deleted[agent] = redis.call('HEXISTS', key, 'deleted') == 1
+      or redis.call('ZSCORE', beside('deleted'), name_of(agent))
   end
 end
 
@@ -62,6 +69,17 @@ local function note_state(agent, body)
   if is_json and event.type == 'agent_status' and type(event.data) == 'table' then
     states[agent] = event.data.new_status
   end
+end
+
+for agent = 1, agents do meet(agent) end
+
+-- An agent of the registry is listed under its status alone: `online`, `offline` or `errors`.
+local function list(name, state)
+  local is_present = redis.call('ZSCORE', beside('presence'), name)
+  local status = state == 'error' and 'errors' or is_present and 'online' or 'offline'
+  local place = redis.call('ZSCORE', beside('agents'), name)
+  for _, other in ipairs({'online', 'offline', 'errors'}) do redis.call('ZREM', beside(other), name) end
+  redis.call('ZADD', beside(status), place, name)
 end
 
 -- The log expires when idle. Should the clock have gone back meanwhile, positions still only grow.
@@ -90,25 +108,23 @@ local function end_run(kind, position, entry)
   if position then redis.call('SET', KEYS[index + 2], position .. ' ' .. entry, 'EX', ARGV[3]) end
 end
 
-local positions, messages, is_logged = {}, {}, {}
+local positions, messages = {}, {}
 for i = 9 + agents, #ARGV, 3 do
   local agent, kind, body = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local is_held = kind ~= '0' and string.byte(kind) == 64
-  if not met[agent] then meet(agent) end
   if is_held and is_refused(kind) then
     positions[#positions + 1] = '!'
     messages[#messages + 1] = false
   elseif kind == '-' or is_deleted[agent] then
     if is_held then end_run(kind) end
-    if not is_deleted[agent] then seen[agent] = true end
+    if not is_deleted[agent] then seen[agent] = seen[agent] or false end
     positions[#positions + 1] = ''
     messages[#messages + 1] = '{"prev":"",' .. body
   else
-    seen[agent], is_logged[agent] = true, true
     local entry = '"prev":"' .. newest .. '","agent_prev":"' .. newest_of[agent] .. '",' .. body
     newest = redis.call('XADD', log, 'MAXLEN', '=', ARGV[2], next_id, 'e', entry)
     next_id = '*'
-    newest_of[agent] = newest
+    newest_of[agent], seen[agent] = newest, newest
     if is_held then
       end_run(kind, newest, entry)
     elseif kind ~= '0' then
@@ -117,7 +133,8 @@ for i = 9 + agents, #ARGV, 3 do
     positions[#positions + 1] = newest
     messages[#messages + 1] = '{"id":"' .. newest .. '",' .. entry
   end
-  if seen[agent] and string.find(body, '"agent_status"', 1, true) then note_state(agent, body) end
+  -- Sought by what is rare in events: this is done for each of them.
+  if seen[agent] ~= nil and string.find(body, '_status"', 1, true) then note_state(agent, body) end
 end
 
 redis.call('HSET', producer, 'number', number, 'answer', table.concat(positions, ',') .. ',')
@@ -128,21 +145,21 @@ if newest ~= '0-0' then
   redis.call('HSET', workspace, 'position', newest)
   redis.call('EXPIRE', workspace, ARGV[5])
 end
-for agent in pairs(seen) do
-  local key, state = key_of(agent), states[agent]
-  local fields = {'last_activity', string.format('%.0f', now)}
-  if is_logged[agent] then fields[3], fields[4] = 'position', newest_of[agent] end
-  redis.call('HSET', key, unpack(fields))
+local moment = string.format('%.0f', now)
+for agent, position in pairs(seen) do
+  local key, state = KEYS[3 + agent], states[agent]
+  if position then
+    redis.call('HSET', key, 'last_activity', moment, 'position', position)
+  else
+    redis.call('HSET', key, 'last_activity', moment)
+  end
   if credits[agent] then
     -- A total past 64 bits must not stop the script half done: it stays where it is.
     redis.pcall('HINCRBY', key, 'credits_used', string.format('%.0f', credits[agent]))
   end
-  if state == 'error' then
-    redis.call('HSET', key, 'state', state)
-    if is_created[agent] then redis.call('SADD', errors, name_of(agent)) end
-  elseif state then
-    redis.call('HDEL', key, 'state')
-    if is_created[agent] then redis.call('SREM', errors, name_of(agent)) end
+  if state then
+    if state == 'error' then redis.call('HSET', key, 'state', state) else redis.call('HDEL', key, 'state') end
+    if is_created[agent] then list(name_of(agent), state) end
   end
   -- A created agent stays until it is deleted.
   if not is_created[agent] then redis.call('EXPIRE', key, ARGV[5]) end

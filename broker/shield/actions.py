@@ -1,10 +1,10 @@
-"""What an agent may be about to do, as values, and what is said where its shield forbids it."""
+"""What an agent may be about to do, and what its shield says to that, as values."""
 
 import msgspec
 
 from ..catalog import Violation
 
-__all__ = ["Action", "Command", "Execute", "Network", "Read", "Violation", "Write", "describe"]
+__all__ = ["ALLOWED", "Action", "Allowed", "Command", "Execute", "Network", "Read", "Violation", "Write", "describe"]
 
 _MAX_CHARACTERS = 1000
 
@@ -24,7 +24,7 @@ class Read(_OnPath, frozen=True):
 
 
 class Write(_OnPath, frozen=True):
-    """Make, change, move or remove what is at a path."""
+    """Make, change, move or remove what is at a path, and all below it."""
 
 
 class Execute(_OnPath, frozen=True):
@@ -49,6 +49,13 @@ class Network(msgspec.Struct, frozen=True):
 
 
 Action = Read | Write | Execute | Command | Network
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    """It may be done. What may not be is a `Violation`."""
+
+
+ALLOWED = Allowed()
 
 
 def describe(action: Action) -> str:

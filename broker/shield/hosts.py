@@ -8,9 +8,10 @@
 
 Names are ASCII; one with other letters is written as DNS has it (`xn--…`), since two standards disagree on how to write
 `straße.de`. A host that is asked for is read in every way that some resolver has: `127.1`, `0x7f000001`, `2130706433`
-and `::ffff:127.0.0.1` are 127.0.0.1, `localhost` is a loopback address, `Example.COM.` is `example.com`. It is blocked
-when one reading is. It is allowed when all its names are, or its address as the standard writes it, or the `address`
-that was connected to. Where the action has no port, an entry for one port blocks and does not allow.
+and `::ffff:127.0.0.1` are 127.0.0.1, and so is 0.0.0.0 to who connects; `localhost` is a loopback address, and each of
+these is `localhost` to who blocks it; `Example.COM.` is `example.com`. It is blocked when one reading is. It is allowed
+when all its names are, or its address as the standard writes it, or the `address` that was connected to. Where the
+action has no port, an entry for one port blocks and does not allow.
 
 Names are not looked up: what a name leads to is judged only if the caller says the `address`.
 """
@@ -23,7 +24,7 @@ from itertools import product
 from typing import NamedTuple
 
 from .finding import UNREADABLE, Finding
-from .folding import fold
+from .folding import fold, plain
 
 Address = IPv4Address | IPv6Address
 
@@ -34,9 +35,14 @@ _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _ENTRY = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::(\d{1,5}))?")
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _DOTS = str.maketrans("。．｡", "...")  # as IDNA has it
-# Their last 32 bits are an IPv4 address: mapped, compatible, and translated (RFC 6052).
-_CARRIERS = [IPv6Network(text) for text in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
+# Their last 32 bits are an IPv4 address: mapped, compatible, and translated (RFC 2765, 6052 and 8215).
+_CARRIERS = [
+    IPv6Network(text) for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+]
+_ISATAP = (0x00005EFE, 0x02005EFE)
 _LOOPBACK: tuple[Address, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+# As the hosts files of most systems name them.
+_LOOPBACK_NAMES = {"localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"}
 
 
 class Readings(NamedTuple):
@@ -63,15 +69,15 @@ class Entry:
         """True when some reading is covered."""
         if self._port is not None and port not in (None, self._port):
             return False
-        return self._name == "*" or any(map(self._is_name, host.names)) or any(map(self._has, host.addresses))
+        if self._name == "*" or (self._name == "localhost" and any(one.is_loopback for one in host.addresses)):
+            return True
+        return any(map(self._is_name, host.names)) or any(map(self._has, host.addresses))
 
-    def allows(self, host: Readings, port: int | None) -> bool:
-        """True when the host as it stands is covered."""
+    def allows(self, host: Address | str, port: int | None) -> bool:
+        """True when this address or name is covered."""
         if self._port not in (None, port):
             return False
-        if host.exact is not None:
-            return self._name == "*" or self._has(host.exact)
-        return all(map(self._is_name, host.names))
+        return self._is_name(host) if isinstance(host, str) else self._name == "*" or self._has(host)
 
     def _is_name(self, name: str) -> bool:
         if self._name is None or self._name == "*":
@@ -99,9 +105,13 @@ class Hosts:
             return Finding("blocked", blocked.text, texts)
         if len(known) < len(found) or (port is not None and not 0 <= port <= _MAX_PORT):
             return Finding("unreadable", UNREADABLE, texts)
-        if self._allowed and not any(entry.allows(one, port) for entry in self._allowed for one in known):
+        if self._allowed and not any(self._allows(one, port) for one in known):
             return Finding("allowed", "allowed_hosts", texts)
         return None
+
+    def _allows(self, host: Readings, port: int | None) -> bool:
+        every = host.names if host.exact is None else [host.exact]
+        return all(any(entry.allows(one, port) for entry in self._allowed) for one in every)
 
 
 def readings(host: str) -> Readings | None:
@@ -115,20 +125,25 @@ def readings(host: str) -> Readings | None:
     if not names:
         return None
     addresses = {address for name in names for address in _numbers(name)}
-    if any(name == "localhost" or name.endswith(".localhost") for name in names):
+    if any(name in _LOOPBACK_NAMES or name.endswith(".localhost") for name in names):
         addresses.update(_LOOPBACK)
     return Readings(names, frozenset(carried for one in addresses for carried in _carried(one)))
 
 
 def _names(host: str) -> Iterator[str]:
     """The names that resolvers make of it; with letters that are not ASCII, by both standards of IDNA."""
-    host = fold(host.translate(_DOTS))
-    labels = host.split(".")
-    punycode = ".".join(one if one.isascii() else "xn--" + one.encode("punycode").decode() for one in labels)
-    spellings = {punycode}
+    host = plain(host.translate(_DOTS)).lower()
+    folded = fold(host)
+    spellings = {_punycode(host), _punycode(folded)}
     with contextlib.suppress(UnicodeError):
-        spellings.add(host.encode("idna").decode())
+        spellings.add(folded.encode("idna").decode())
     yield from (name for name in spellings if _NAME.fullmatch(name))
+
+
+def _punycode(host: str) -> str:
+    """As IDNA 2008 has it: `straße.de` is `xn--strae-oqa.de`, and to the older one `strasse.de`."""
+    labels = host.split(".")
+    return ".".join(one if one.isascii() else "xn--" + one.encode("punycode").decode() for one in labels)
 
 
 def _numbers(name: str) -> Iterator[Address]:
@@ -142,8 +157,7 @@ def _numbers(name: str) -> Iterator[Address]:
 
 
 def _values(number: str) -> set[int]:
-    if len(number) > 16:  # more than any address, and no long arithmetic
-        return set()
+    """What a number of at most 253 characters may be."""
     if number.startswith("0x"):
         return {int(number[2:] or "0", 16)}
     octal = {int(number, 8)} if number.startswith("0") and not set(number) & set("89") else set()
@@ -151,13 +165,16 @@ def _values(number: str) -> set[int]:
 
 
 def _carried(address: Address) -> Iterable[Address]:
-    """An address, and the IPv4 address that it stands for."""
+    """An address, the IPv4 addresses that it stands for, and the loopback where it is nobody's (`0.0.0.0`, `::`)."""
     yield address
+    if address.is_unspecified:
+        yield from _LOOPBACK
+    if isinstance(address, IPv4Address):
+        yield IPv6Address(f"::ffff:{address}")
+    elif any(address in network for network in _CARRIERS) or (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        yield IPv4Address(int(address) & 0xFFFFFFFF)
     if isinstance(address, IPv6Address):
-        if any(address in network for network in _CARRIERS):
-            yield IPv4Address(int(address) & 0xFFFFFFFF)
-        if address.sixtofour is not None:
-            yield address.sixtofour
+        yield from filter(None, (address.sixtofour, *(address.teredo or ())))
 
 
 def _address(text: str) -> Address | None:

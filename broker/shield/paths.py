@@ -5,19 +5,23 @@
     /data/*.csv     `*` and `?` do not cross a slash; every other character is itself
     ~, ~/.ssh       under the home of the agent's user
 
-A blocked entry covers what is below what it names, whatever it looks like. An allowed entry with `*` or `?` in it
+A blocked entry covers what is below what it names, whatever it looks like, and for a `Write` also the directories above
+it (up to a `**`): who moves or removes `/home/joe` does so to `/home/joe/.ssh`. An allowed entry with `*` or `?` in it
 covers only what it names: `/data/*` is not `/data/a/b`.
 
 A path is judged in each of its *readings*: normalised (`//`, `.`, `..`, a slash at the end), folded and then normalised
-(see `folding`), without `/proc/<process>/root` before it, with `~` as the home, and as `resolved` says. It is blocked
-when one of them is, and allowed only when all of them are.
+(see `folding`), with `/proc/<process>/root` as the link to the root that it is, with `~` as the home, and as `resolved`
+says. It is blocked when one of them is, and allowed only when all of them are.
 
 `~` needs to know the home. Where nobody said it, `~` is judged strictly: a path under `~` may be in root's, and a
-blocked `~/.ssh` is that directory in every home (`/root`, `/home/*`, `/Users/*`). `~name` may be any of these. A path
-that is not absolute, has a NUL in it, is `~+` or `~-`, or leaves an unknown home by `..` cannot be judged: that is for
-the caller to join and to mend.
+blocked `~/.ssh` is that directory in every home (`/root`, `/home/*`, `/Users/*`).
 
-`..` is taken as text: where `/data/link` is a link, `/data/link/..` may be elsewhere. Only `resolved` knows.
+What cannot be judged is for the caller to mend: a path that is not absolute, has a NUL in it or more than 32 Ki
+characters, `~ann`, `~+` and `~-`, `..` above a home that nobody named, and without `resolved` what leads through a
+link of the kernel's (`/proc/self/cwd`, `/proc/self/fd/3`).
+
+Not seen without `resolved`: other links. `..` is taken as text: where `/data/link` is one, `/data/link/..` may be
+elsewhere. Not seen at all: hard links and mounts, and what changes between the question and the deed.
 """
 
 import re
@@ -29,10 +33,10 @@ from .patterns import Pattern, encode, quote
 
 Resolve = Callable[[str], str]
 
+_MAX_CHARACTERS = 32 * 1024
 _HOMES = ("/root", "/var/root", "/home/*", "/Users/*")
 _ROOTS_HOMES = ("/root", "/var/root")
-_PROCESS_ROOT = re.compile(r"(?:/proc/[^/]+(?:/task/[^/]+)?/root)+(?=/|$)")
-_USER = re.compile(r"~([\w.-]*)(?=/|$)")
+_HOME = re.compile(r"~(root)?(?=/|$)")
 
 
 class Paths:
@@ -45,61 +49,69 @@ class Paths:
             for name, is_blocked in (("allowed_paths", False), ("blocked_paths", True))
         )
 
-    def judge(self, *spellings: str | None) -> Finding | None:
-        """`spellings` are of one file; `None` is none."""
+    def judge(self, path: str, resolved: str | None, *, is_write: bool) -> Finding | None:
+        """`resolved`, if it is told, is the same file."""
         if not self._allowed and not self._blocked:
             return None
-        given = [one for one in spellings if one is not None]
-        exact = [reading for one in given for reading in _readings(one, self._home)]
-        plain = [_readings(fold(one), self._home and fold(self._home)) for one in given]
-        folded = [reading for readings in plain for reading in readings]
-        guessed = [] if self._home else [where + one[1:] for one in exact if one[0] == "~" for where in _ROOTS_HOMES]
-        wide = folded + [normalised(fold(one)) for one in exact + guessed]
-        texts = [encode(one) for one in dict.fromkeys(exact + wide)]
+        given = [path] if resolved is None else [path, resolved]
+        if max(map(len, given)) > _MAX_CHARACTERS:
+            return Finding("unreadable", UNREADABLE, [])
+        rooted = [self._rooted(one) for one in given]
+        folded = [self._rooted(fold(one)) for one in given]
+        exact, plain = _readings(rooted), _readings(folded)
+        near = [*exact, *self._guessed(exact)]
+        wide = dict.fromkeys([*plain, *(normalised(fold(one)) for one in near)])
+        near_texts, wide_texts = [encode(one) for one in near], [encode(one) for one in wide]
+        texts = near_texts + wide_texts
         for entry in self._blocked:
-            if any(map(entry.covers, exact + guessed)) or any(map(entry.covers_folded, wide)):
+            if entry.covers_any(near_texts, wide_texts) or (is_write and entry.is_below_any(wide_texts)):
                 return Finding("blocked", entry.text, texts)
-        if not all(plain) or not all(_readings(one, self._home) for one in given):
-            return Finding("unreadable", UNREADABLE, [encode(one) for one in given])
-        if self._allowed and not self._allows(exact, folded):
+        is_vague = resolved is None and None in map(followed, rooted[0] + folded[0])
+        if is_vague or not all(rooted) or not all(folded):
+            return Finding("unreadable", UNREADABLE, texts)
+        if self._allowed and not self._allows(exact, plain):
             return Finding("allowed", "allowed_paths", texts)
         return None
 
     def _allows(self, exact: list[str], folded: list[str]) -> bool:
-        return all(any(entry.covers(one) for entry in self._allowed) for one in exact) and all(
-            any(entry.covers_folded(one) for entry in self._allowed) for one in folded
+        return all(any(entry.covers_any([encode(one)], []) for entry in self._allowed) for one in exact) and all(
+            any(entry.covers_any([], [encode(one)]) for entry in self._allowed) for one in folded
         )
+
+    def _rooted(self, path: str) -> list[str]:
+        """The absolute paths that a spelling may be. Nothing: that cannot be told."""
+        if path.startswith("/"):
+            rooted = [path]
+        elif home := _HOME.match(path):
+            rooted = [where + path[home.end() :] for where in (_ROOTS_HOMES if home[1] else (self._home or "~",))]
+        else:
+            return []
+        return [one for one in rooted if "\0" not in one and not _leaves_home(one)]
+
+    def _guessed(self, readings: list[str]) -> list[str]:
+        """Where those under an unknown home may be."""
+        return [where + one[1:] for one in readings if one.startswith("~") for where in _ROOTS_HOMES]
 
 
 class Entry:
     """One entry of a policy. `text` is the entry as its author wrote it."""
 
-    __slots__ = ("_exact", "_folded", "text")
+    __slots__ = ("_above", "_exact", "_folded", "text")
 
     def __init__(self, text: str, *, is_blocked: bool, home: str | None, resolve: Resolve | None) -> None:
         self.text = text
         spellings = list(_spellings(text, is_blocked=is_blocked, home=home, resolve=resolve))
         self._exact = [_compile(one, is_blocked) for one in spellings]
         self._folded = [_compile(fold(one), is_blocked) for one in spellings]
+        self._above = [_compile_above(fold(one)) for one in spellings] if is_blocked else []
 
-    def covers(self, reading: str) -> bool:
-        return _is_one(self._exact, reading)
+    def covers_any(self, exact: Iterable[bytes], folded: Iterable[bytes]) -> bool:
+        """True when one of the readings is covered; `folded` are compared with what the entry folds to."""
+        return _is_one(self._exact, exact) or _is_one(self._folded, folded)
 
-    def covers_folded(self, reading: str) -> bool:
-        """The same of a reading that is folded."""
-        return _is_one(self._folded, reading)
-
-
-def _readings(path: str, home: str | None) -> list[str]:
-    """The paths that a spelling may mean, normalised. Nothing: that cannot be told."""
-    if "\0" in path:
-        return []
-    if not path.startswith("~"):
-        rooted = [path] if path.startswith("/") else []
-    else:
-        user = _USER.match(path)
-        rooted = [where + path[user.end() :] for where in _homes_of(user[1], home)] if user else []
-    return [reading for one in rooted if not _leaves_home(one) for reading in _rooted(one)]
+    def is_below_any(self, folded: Iterable[bytes]) -> bool:
+        """True when one of the readings is a directory above what a blocked entry names."""
+        return _is_one(self._above, folded)
 
 
 def normalised(path: str) -> str:
@@ -114,10 +126,30 @@ def normalised(path: str) -> str:
     return "/".join([root, *kept]) or "/"
 
 
-def _homes_of(user: str, home: str | None) -> Iterable[str]:
-    if user:
-        return _ROOTS_HOMES if user == "root" else (f"/home/{user}", f"/Users/{user}")
-    return (home or "~",)
+def followed(path: str) -> str | None:
+    """As `normalised`, through the kernel's links to the root. None: through one of those that lead anywhere."""
+    if not path.startswith("/"):
+        return normalised(path)
+    kept: list[str] = []
+    for component in path.split("/"):
+        if component == "..":
+            del kept[-1:]
+        elif component not in ("", "."):
+            kept.append(component)
+        match kept:
+            case ["proc", _, "root"] | ["proc", _, "task", _, "root"]:
+                kept.clear()
+            case ["proc", _, "cwd" | "exe"] | ["proc", _, "task", _, "cwd" | "exe"]:
+                return None
+            case ["proc", _, "fd" | "map_files", _] | ["proc", _, "task", _, "fd", _] | ["dev", "fd", _]:
+                return None
+    return "/" + "/".join(kept)
+
+
+def _readings(rooted: Iterable[list[str]]) -> list[str]:
+    """The paths that spellings may mean, each once."""
+    every = [reading for some in rooted for one in some for reading in (normalised(one), followed(one))]
+    return list(dict.fromkeys(one for one in every if one is not None))
 
 
 def _leaves_home(path: str) -> bool:
@@ -128,13 +160,6 @@ def _leaves_home(path: str) -> bool:
         if depth < 0:
             return True
     return False
-
-
-def _rooted(path: str) -> Iterable[str]:
-    path = normalised(path)
-    yield path
-    if inner := _PROCESS_ROOT.match(path):
-        yield path[inner.end() :] or "/"
 
 
 def _spellings(text: str, *, is_blocked: bool, home: str | None, resolve: Resolve | None) -> Iterable[str]:
@@ -151,18 +176,30 @@ def _spellings(text: str, *, is_blocked: bool, home: str | None, resolve: Resolv
 def _split(path: str) -> tuple[str, str]:
     """The directories before the first `*` or `?`, and the rest."""
     components = path.split("/")
-    first = next((index for index, one in enumerate(components) if "*" in one or "?" in one), len(components))
+    first = next((index for index, one in enumerate(components) if _has_glob(one)), len(components))
     return "/".join(components[:first]), "".join(f"/{one}" for one in components[first:])
+
+
+def _has_glob(component: str) -> bool:
+    return "*" in component or "?" in component
 
 
 def _compile(path: str, is_blocked: bool) -> Pattern:
     components = path.rstrip("/").split("/")
-    has_globs = any("*" in one or "?" in one for one in components)
-    below = "(?:/.*)?" if is_blocked or not has_globs else ""
+    below = "(?:/.*)?" if is_blocked or not any(map(_has_glob, components)) else ""
     if components[-1] == "**":
         components.pop()
         below = "(?:/.*)?"
     return Pattern("(?s)" + quote(components[0]) + "".join(map(_component, components[1:])) + below)
+
+
+def _compile_above(path: str) -> Pattern:
+    """A pattern for the directories above a path; above a `**` only for those before it."""
+    root, *components = path.rstrip("/").split("/")
+    above, end = "", ""
+    for component in components[: components.index("**") if "**" in components else -1]:
+        above, end = f"{above}(?:{_component(component)}", f"{end})?"
+    return Pattern(f"(?s){quote(root)}(?:/|{above}{end})")
 
 
 def _component(component: str) -> str:
@@ -174,6 +211,5 @@ def _component(component: str) -> str:
     return "/" + "".join({"*": "[^/]*", "?": "[^/]"}.get(part) or quote(part) for part in parts)
 
 
-def _is_one(patterns: list[Pattern], path: str) -> bool:
-    text = encode(path)
-    return any(pattern.is_all_of(text) for pattern in patterns)
+def _is_one(patterns: list[Pattern], readings: Iterable[bytes]) -> bool:
+    return any(pattern.is_all_of(one) for one in readings for pattern in patterns)

@@ -5,6 +5,7 @@ import re2  # type: ignore[import-untyped]
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False  # it would write to standard error, with the pattern
 _OPTIONS.never_capture = True
+_OPTIONS.max_mem = 1024 * 1024  # bytes; what a pattern remembers of its texts, of which a policy may have hundreds
 
 
 class Pattern:

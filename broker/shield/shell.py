@@ -8,8 +8,9 @@ groups, reserved words, assignments before a command, redirections, comments, he
 globs and braces stay as they are.
 
 What it does not understand as a shell does, it reads as more commands, never as fewer: the patterns of a `case` and the
-insides of `((…))` and of an array are commands to it. What it cannot read at all (a quote without its end, quotes
-inside of `${…}`, a here-document whose end shells do not agree on, 500 commands, 20 levels) raises `Unreadable`.
+insides of `((…))`, `$((…))` and of an array are commands to it. What it cannot read at all (a quote without its end,
+quotes inside of `${…}`, a here-document whose end shells do not agree on, `$((a) ; b)`, 500 commands, 20 levels) raises
+`Unreadable`.
 """
 
 import re
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_COMMANDS = 500
-_MAX_DEPTH = 20
+MAX_DEPTH = 20
 
 _BLANKS = re.compile(r"(?:[ \t]|\\\n)+")
 _PLAIN = re.compile(r"[^ \t\n'\"\\$`;&|()<>]+")
@@ -35,19 +36,40 @@ _ESCAPE = re.compile(
 )
 _ESCAPED = {"a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _RESERVED = {"!", "{", "}", "if", "then", "elif", "else", "fi", "do", "done", "while", "until", "esac"}
-SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "rbash", "fish", "busybox"}
+_OPENING = _RESERVED | {"for", "select", "case", "function"}
+# `$u` where what follows would belong to its name without the quotes: `"$u"m`.
+_VARIABLE = re.compile(r"""\$([A-Za-z_]\w*)(?=['"\\$]+\w)""", re.ASCII)
+_DESCRIPTOR = re.compile(r"\d+|\{\w+\}", re.ASCII)
+_SHELL = re.compile(r"(?:r?ba|r?k|mk|lk|pdk|ok|r?z|a|da|c|tc|ya|po|fi|hu|pw|)sh[\d.-]*", re.ASCII)
+# Other programs that read commands from their input.
+_READERS = {"at", "batch", "busybox", "ssh", "su"}
 
 
 class Unreadable(Exception):  # noqa: N818 (reads as a statement)
     """This is no line that can be judged."""
 
 
+def is_shell(name: str) -> bool:
+    """True for the bare name of a shell, of any version."""
+    return _SHELL.fullmatch(name) is not None
+
+
+def reads_commands(word: str) -> bool:
+    """True for a program that may read commands from its input."""
+    name = word.rpartition("/")[2].lower()
+    return is_shell(name) or name in _READERS
+
+
 class Simple(NamedTuple):
-    """One simple command: `A=1 git log >out 2>&1` has one assignment, two words and two redirections."""
+    """One simple command: `A=1 git log >out 2>&1` has one assignment, two words and two redirections.
+
+    `is_doubtful`: nothing should run it, since it stands where `case` has a pattern, or in `$((…))`.
+    """
 
     words: tuple[str, ...]
     assignments: tuple[str, ...] = ()
     redirections: tuple[str, ...] = ()
+    is_doubtful: bool = False
 
 
 class _Word(NamedTuple):
@@ -85,15 +107,18 @@ class _Reader:
         self.found = found
         self.documents: list[_Document] = []
         self.has_shell = False  # on this line
-        self.is_arithmetic = False
+        self.is_arithmetic = False  # in `((…))`, which may as well be two groups
+        self.is_expression = False  # in `$((…))`
+        self.is_pattern = False
 
     def read(self, end: str) -> None:
         """Read commands up to `end`, a `)`, or without one up to the end of the text."""
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
+        if self.depth > MAX_DEPTH:
             raise Unreadable
         words: list[_Word] = []
         redirections: list[str] = []
+        separator = -1  # where the last one stood
         while character := self._next():
             if redirect := self._redirect(words):
                 redirections.append(redirect)
@@ -102,6 +127,11 @@ class _Reader:
             else:
                 self.at += 1
                 self._close(words, redirections)
+                if character == ")":
+                    self.is_pattern = False
+                elif separator == self.at - 2 and self.text[separator : self.at] in (";;", ";&"):
+                    self.is_pattern = True
+                separator = self.at - 1
                 if character == "\n":
                     self._take_documents()
                 elif character == "(":
@@ -129,18 +159,35 @@ class _Reader:
 
     def _close(self, words: list[_Word], redirections: list[str]) -> None:
         """A simple command ends here."""
-        while words and words[0].raw in (*_RESERVED, "function"):
-            del words[: 2 if words[0].raw == "function" else 1]  # a function's body is judged where it is defined
-        if words and words[0].raw in ("for", "select"):  # names and values; what they are expanded from was read
-            words.clear()
+        while words and (reserved := self._reserved(words)):
+            del words[:reserved]
         first = next((index for index, word in enumerate(words) if not _ASSIGNMENT.match(word.raw)), len(words))
         texts = tuple(word.text for word in words)
         if texts or redirections:
             if len(self.found) >= MAX_COMMANDS:
                 raise Unreadable
-            self.found.append(Simple(texts[first:], texts[:first], tuple(redirections)))
+            is_doubtful = self.is_pattern or self.is_expression
+            self.found.append(Simple(texts[first:], texts[:first], tuple(redirections), is_doubtful))
+        if words and words[0].raw == "case" and words[-1].raw != "esac" and not redirections:
+            self.is_pattern = True
         words.clear()
         redirections.clear()
+
+    def _reserved(self, words: list[_Word]) -> int:
+        """How many words at the start are the language's own; `esac` ends the patterns, too."""
+        match words[0].raw:
+            case "function":
+                return 2  # a function's body is judged where it is defined
+            case "coproc":  # it has a name only before what is reserved
+                return 2 if len(words) > 2 and words[2].raw in _OPENING else 1
+            case "time":  # elsewhere it is a program
+                after = next((index for index, word in enumerate(words[1:], 1) if word.raw[:1] != "-"), 0)
+                return after if words[after].raw in _OPENING else 0
+            case "for" | "select":  # names and values; what they are expanded from was read
+                return next((index for index, word in enumerate(words) if word.raw in ("do", "{")), len(words))
+            case "esac":
+                self.is_pattern = False
+        return int(words[0].raw in _RESERVED)
 
     def _redirect(self, words: list[_Word]) -> str | None:
         """A redirection with its target, if one stands here: `2>&1`, `> out`."""
@@ -148,7 +195,7 @@ class _Reader:
         if match is None or self.text.startswith(("<(", ">("), self.at):
             return None
         before = words[-1].raw if words and self.text.startswith(words[-1].raw, self.at - len(words[-1].raw)) else ""
-        number = words.pop().raw if before.isdecimal() else ""
+        number = words.pop().raw if _DESCRIPTOR.fullmatch(before) else ""
         self.at = match.end()
         if self._next() in (*";&|\n()<>", "") and not self.text.startswith(("<(", ">("), self.at):
             raise Unreadable
@@ -199,7 +246,7 @@ class _Reader:
         while (part := self._part()) is not None:
             parts.append(part)
         word = _Word("".join(parts), self.text[start : self.at])
-        self.has_shell = self.has_shell or word.text.rpartition("/")[2] in SHELLS
+        self.has_shell = self.has_shell or reads_commands(word.text)
         return word
 
     def _part(self) -> str | None:
@@ -266,24 +313,38 @@ class _Reader:
             return self._braces()
         if not self.text.startswith("$", self.at):
             raise Unreadable  # the end of the text, inside of quotes
+        if variable := _VARIABLE.match(self.text, self.at):
+            self.at = variable.end()
+            return "${" + variable[1] + "}"
         self.at += 1
         return "$"
 
     def _substitution(self) -> str:
         """`$(…)`, `<(…)`, `>(…)`. A here-document over its end is somewhere else in each shell."""
         start = self.at
-        self.at += 2
         documents, self.documents = self.documents, []
+        outside = self.is_arithmetic, self.is_expression, self.is_pattern
+        self.is_arithmetic = self.is_expression = self.text.startswith("$((", start)
+        self.is_pattern = False
+        self.at += 3 if self.is_expression else 2
         self.read(")")
+        if self.is_expression and not self._passes(")"):
+            raise Unreadable  # `$((a) ; b)` are two groups
+        self.is_arithmetic, self.is_expression, self.is_pattern = outside
         if self.documents or (documents and "\n" in self.text[start : self.at]):
             raise Unreadable
         self.documents = documents
         return self.text[start : start + 2] + ")"
 
+    def _passes(self, character: str) -> bool:
+        is_next = self.text.startswith(character, self.at)
+        self.at += is_next
+        return is_next
+
     def _braces(self) -> str:
         self.at += 2
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
+        if self.depth > MAX_DEPTH:
             raise Unreadable
         parts: list[str] = []
         while not self.text.startswith("}", self.at):

@@ -21,8 +21,12 @@ MAX_PATH_CHARACTERS = 1024
 MAX_PATTERN_CHARACTERS = 1000
 # What a pattern may cost per byte of text grows with its program: `rm -rf` has 10 instructions, `\p{L}+` 1,200.
 MAX_INSTRUCTIONS = 2000
+MAX_LIST_INSTRUCTIONS = 20_000  # of all patterns of a list together: each is held against each command
 
 _MAX_NAME_CHARACTERS = 64
+
+# Raises `ValueError` for an entry that cannot be; answers the instructions that it costs.
+Check = Callable[[str], int]
 
 
 def validate(policy: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def validate(policy: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _section(given: object, path: str, lists: dict[str, Callable[[str], None]]) -> dict[str, list[str]]:
+def _section(given: object, path: str, lists: dict[str, Check]) -> dict[str, list[str]]:
     entries = _object(given, path, set(lists))
     return {name: _entries(entries[name], f"{path}.{name}", check) for name, check in lists.items() if name in entries}
 
@@ -52,23 +56,26 @@ def _object(given: object, path: str, known: set[str]) -> dict[str, Any]:
     return given
 
 
-def _entries(given: object, path: str, check: Callable[[str], None]) -> list[str]:
+def _entries(given: object, path: str, check: Check) -> list[str]:
     if not isinstance(given, list):
         raise Invalid(path, f"expected a list, got {type(given).__name__}")
     if len(given) > MAX_ENTRIES:
         raise Invalid(path, f"expected at most {MAX_ENTRIES} entries")
+    instructions = 0
     for index, entry in enumerate(given):
         where = f"{path}[{index}]"
         if not isinstance(entry, str):
             raise Invalid(where, f"expected str, got {type(entry).__name__}")
         try:
-            check(entry)
+            instructions += check(entry)
         except ValueError as error:
             raise Invalid(where, str(error)) from None
+        if instructions > MAX_LIST_INSTRUCTIONS:
+            raise Invalid(where, f"expected at most {MAX_LIST_INSTRUCTIONS} instructions of RE2's in one list")
     return list(given)
 
 
-def _check_path(entry: str) -> None:
+def _check_path(entry: str) -> int:
     if entry != "~" and not entry.startswith(("/", "~/")):
         raise ValueError("expected an absolute path, or one under ~")
     if len(entry) > MAX_PATH_CHARACTERS or not entry.isprintable():
@@ -78,20 +85,24 @@ def _check_path(entry: str) -> None:
             raise ValueError("expected a path without ..")
         if "**" in component and component != "**":
             raise ValueError("expected ** alone between slashes")
+    return 0
 
 
-def _check_pattern(entry: str) -> None:
+def _check_pattern(entry: str) -> int:
     if not 1 <= len(entry) <= MAX_PATTERN_CHARACTERS:
         raise ValueError(f"expected 1 to {MAX_PATTERN_CHARACTERS} characters")
-    if Pattern(entry).instructions > MAX_INSTRUCTIONS:
+    instructions = Pattern(entry).instructions
+    if instructions > MAX_INSTRUCTIONS:
         raise ValueError(f"expected a pattern of at most {MAX_INSTRUCTIONS} instructions of RE2's")
+    return instructions
 
 
-def _check_host(entry: str) -> None:
+def _check_host(entry: str) -> int:
     Entry(entry)
+    return 0
 
 
-_SECTIONS: dict[str, dict[str, Callable[[str], None]]] = {
+_SECTIONS: dict[str, dict[str, Check]] = {
     "filesystem": dict.fromkeys(("allowed_paths", "blocked_paths"), _check_path),
     "commands": dict.fromkeys(("allowed_patterns", "blocked_patterns"), _check_pattern),
     "network": dict.fromkeys(("allowed_hosts", "blocked_hosts"), _check_host),

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import msgspec
 from starlette.responses import Response
 
-# Seconds after which it is worth to come back when the service was not there.
-SOON = 1
+# Headers of every answer with such a status, unless it says its own. `Retry-After` is in seconds.
+_HEADERS = {
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "1"},
+}
 
 
 class Problem(NamedTuple):
@@ -38,6 +41,7 @@ NOT_FOUND = Problem(HTTPStatus.NOT_FOUND, "NOT_FOUND", "There is nothing at this
 METHOD_NOT_ALLOWED = Problem(
     HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "The path has no such method"
 )  # fmt: skip
+REQUEST_TIMEOUT = Problem(HTTPStatus.REQUEST_TIMEOUT, "REQUEST_TIMEOUT", "The body did not come in time")
 PAYLOAD_TOO_LARGE = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PAYLOAD_TOO_LARGE", "The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Problem(
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", "The body is of a type that is not read here"
@@ -58,7 +62,7 @@ class Failure(Exception):  # noqa: N818
     def __init__(self, problem: Problem, detail: str = "", *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail or problem.text)
         self.problem = problem
-        self.headers = dict(headers or {})
+        self.headers = _HEADERS.get(problem.status, {}) | dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
@@ -74,11 +78,6 @@ def success(data: Any, status: int = HTTPStatus.OK) -> Response:
     if status == HTTPStatus.NO_CONTENT:
         return Response(status_code=status)
     return _response({"success": True, "data": data}, status, {})
-
-
-def unavailable(detail: str = "") -> Failure:
-    """Come back soon."""
-    return Failure(UNAVAILABLE, detail, headers={"Retry-After": str(SOON)})
 
 
 def _response(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> Response:

@@ -1,4 +1,4 @@
-"""A request's body: read up to its bound, then understood. Errors say where and what was expected, never what was."""
+"""A request's body: read up to its bounds, then understood. Errors say where and what was expected, never what was."""
 
 import asyncio
 import re
@@ -12,10 +12,13 @@ from broker import Invalid
 
 from ..dialects.reading import may_be_told
 from . import yaml
-from .answers import INVALID_REQUEST, PAYLOAD_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, Failure
+from .answers import INVALID_REQUEST, PAYLOAD_TOO_LARGE, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE, Failure
 
 JSON = "application/json"
 YAML = ("application/yaml", "application/x-yaml", "text/yaml")
+
+# A body that never ends would be held for ever.
+READ_SECONDS = 30.0
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
@@ -24,12 +27,25 @@ T = TypeVar("T")
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """The body, if it has at most `limit` bytes: what has more is refused as soon as that is known.
+    """The body, if it has at most `limit` bytes and is here within `READ_SECONDS`.
 
-    Raises `Failure`, and `ClientDisconnect` when nobody waits for an answer any more.
+    What has more is refused as soon as that is known. Raises `Failure`, and `ClientDisconnect` when nobody waits for an
+    answer any more.
     """
     if int(request.headers.get("Content-Length", 0)) > limit:
         raise _too_large(limit)
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            body = await _read(request, limit)
+    except TimeoutError:
+        raise Failure(REQUEST_TIMEOUT) from None
+    if not body and "Upgrade" in request.headers:
+        # httptools takes what follows such a head for the other protocol's: the body was there, and is lost.
+        raise Failure(INVALID_REQUEST, "Upgrade: a request with a body cannot ask for another protocol")
+    return body
+
+
+async def _read(request: Request, limit: int) -> bytes:
     body = bytearray()
     while True:
         message = await request.receive()

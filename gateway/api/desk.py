@@ -24,9 +24,9 @@ from .answers import (
     INVALID_SOUL,
     INVALID_TOKEN,
     RATE_LIMITED,
+    UNAVAILABLE,
     Failure,
     success,
-    unavailable,
 )
 from .bodies import checked, read, understand
 from .operations import Call, Operation
@@ -56,7 +56,7 @@ class Desk:
             except AgentMissing:
                 return Failure(AGENT_NOT_FOUND).response
             except Unavailable:
-                return unavailable().response
+                return Failure(UNAVAILABLE).response
             except Invalid as error:
                 return _wrong(operation, error).response
 
@@ -70,7 +70,7 @@ class Desk:
         else:
             claims = await self._admit(request, operation.scope)
         if not self._node.is_redis_up:
-            raise unavailable()
+            raise Failure(UNAVAILABLE)
         agent_id = _agent_id(operation, request, claims)
         query = _query(request, operation.query)
         body = await self._body(operation, request) if operation.body else None
@@ -83,7 +83,7 @@ class Desk:
             return await understand(raw, content_type, operation.body, may_be_yaml=operation.may_be_yaml)
         except Invalid as error:
             # Of what has the wrong shape, only an agent's name has a word of its own.
-            if operation.fault is INVALID_REQUEST and error.path == "$.name":
+            if INVALID_AGENT_NAME in operation.problems and error.path == "$.name":
                 raise Failure(INVALID_AGENT_NAME) from None
             raise Failure(operation.fault, str(error)) from None
 
@@ -97,8 +97,9 @@ class Desk:
             check_fingerprint(claims, request.headers.get("X-Client-Fingerprint"))
         except Denied as denied:
             self._node.metrics.auth_failures.add(denied.cause)
-            raise Failure(INVALID_TOKEN, headers={"WWW-Authenticate": "Bearer"}) from None
-        await self._count(f"api:token:{digest(token)}", self._limit)
+            raise Failure(INVALID_TOKEN) from None
+        # By what is signed of it: the same token may have its signature spelt in several ways.
+        await self._count(f"api:token:{digest(token.rpartition('.')[0])}", self._limit)
         if scope not in claims.scope:
             raise Failure(FORBIDDEN, f"The token's scope has no {scope}")
         return claims
@@ -162,9 +163,14 @@ def _agent_id(operation: Operation, request: Request, claims: Claims | None) -> 
 
 
 def _query(request: Request, kind: type[Q]) -> Q:
-    """What the query says of `kind`; of a parameter that stands twice the last. Raises `Failure`."""
+    """What the query says of `kind`. Raises `Failure`."""
+    given = request.query_params
+    for name in kind.__struct_fields__:
+        # Whoever stands before us may have gone by another of them.
+        if len(given.getlist(name)) > 1:
+            raise Failure(INVALID_REQUEST, f"{name}: stands twice")
     try:
-        return checked(lambda: msgspec.convert(dict(request.query_params), kind, strict=False))
+        return checked(lambda: msgspec.convert(dict(given), kind, strict=False))
     except Invalid as error:
         raise Failure(INVALID_REQUEST, f"{error.path.removeprefix('$.')}: {error.reason}") from None
 

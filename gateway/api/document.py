@@ -13,7 +13,14 @@ from .bodies import JSON, YAML
 from .operations import NoQuery, Operation
 
 _REF = "#/components/schemas/{name}"
-_SECURITY = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+_SECURITY = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token that names workspaces and scopes, without `Bearer`; `trunkline token` makes one.",
+    }
+}
 
 _HEADERS = {
     "X-Request-Id": ("string", "names this request in our logs: yours, or one that we made"),
@@ -30,13 +37,19 @@ _AGENT_ID = {
     "name": "agent_id",
     "in": "path",
     "required": True,
+    "description": "id of the agent, as it was answered when the agent was made",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
 # What every operation may answer; what one with a token, a body or parameters may answer besides.
 _ALWAYS = (answers.RATE_LIMITED, answers.INTERNAL, answers.UNAVAILABLE)
 _WITH_TOKEN = (answers.INVALID_TOKEN, answers.FORBIDDEN)
-_WITH_BODY = (answers.INVALID_REQUEST, answers.PAYLOAD_TOO_LARGE, answers.UNSUPPORTED_MEDIA_TYPE)
+_WITH_BODY = (
+    answers.INVALID_REQUEST,
+    answers.REQUEST_TIMEOUT,
+    answers.PAYLOAD_TOO_LARGE,
+    answers.UNSUPPORTED_MEDIA_TYPE,
+)
 _WITH_QUERY = (answers.INVALID_REQUEST,)
 _WITH_ID = (answers.AGENT_NOT_FOUND, answers.NOT_FOUND)
 
@@ -51,7 +64,7 @@ def document(operations: Iterable[Operation], description: str) -> dict[str, Any
     links = _links(operations)
     paths: dict[str, dict[str, Any]] = defaultdict(dict)
     for operation in operations:
-        paths[operation.path][operation.method.lower()] = _operation(operation, schema_of, components, links)
+        paths[operation.path][operation.method.lower()] = _operation(operation, schema_of, links)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Trunkline Agents API", "version": "2.0", "description": description},
@@ -62,7 +75,7 @@ def document(operations: Iterable[Operation], description: str) -> dict[str, Any
 
 
 def _types(operation: Operation) -> Iterable[Any]:
-    return (kind for kind in (operation.query, operation.body, operation.answer) if kind is not None)
+    return (kind for kind in (operation.body, operation.answer) if kind is not None)
 
 
 def _links(operations: Iterable[Operation]) -> dict[str, Any]:
@@ -71,11 +84,9 @@ def _links(operations: Iterable[Operation]) -> dict[str, Any]:
     return {each.name: {"operationId": each.name, "parameters": parameters} for each in operations if each.has_agent}
 
 
-def _operation(
-    operation: Operation, schema_of: dict[Any, Any], components: dict[str, Any], links: dict[str, Any]
-) -> dict[str, Any]:
+def _operation(operation: Operation, schema_of: dict[Any, Any], links: dict[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {"operationId": operation.name, "summary": operation.summary, "tags": ["agents"]}
-    if parameters := _parameters(operation, components):
+    if parameters := _parameters(operation):
         described["parameters"] = parameters
     if operation.body is not None:
         media = (JSON, *YAML) if operation.may_be_yaml else (JSON,)
@@ -91,9 +102,12 @@ def _operation(
     return described
 
 
-def _parameters(operation: Operation, components: dict[str, Any]) -> list[dict[str, Any]]:
-    query = components[operation.query.__name__].get("properties", {})
-    found = [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    [query] = msgspec.json.schema(operation.query)["$defs"].values()
+    found = [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        for name, schema in query["properties"].items()
+    ]
     return [_AGENT_ID, *found] if operation.has_agent else found
 
 

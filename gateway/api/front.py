@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..node import Node
-from .answers import FORBIDDEN, INTERNAL, Failure, unavailable
+from .answers import FORBIDDEN, INTERNAL, UNAVAILABLE, Failure
 
 logger = logging.getLogger("trunkline.api")
 
@@ -30,8 +30,8 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 def is_ours(path: str) -> bool:
-    """True for what is answered in the envelope."""
-    return path == "/v2" or path.startswith("/v2/")
+    """True for what is answered in the envelope: also where a base URL with a slash at its end made two of one."""
+    return path.lstrip("/").partition("/")[0] == "v2"
 
 
 class Front:
@@ -47,7 +47,8 @@ class Front:
             return
         headers = Headers(scope=scope)
         started, request_id = perf_counter(), _request_id(headers)
-        exchange = Exchange(headers, receive, send, {"X-Request-Id": request_id, **self._cors(headers)})
+        extra = {"X-Request-Id": request_id, **self._cors(headers)}
+        exchange = Exchange(headers, receive, send, extra, is_last=self._node.is_draining)
         try:
             app: ASGIApp = self._refusal(scope, headers) or self._app
             await app(scope, exchange.receive, exchange.send)
@@ -70,7 +71,7 @@ class Front:
         if scope["method"] == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers:
             return _PREFLIGHT if self._cors(headers) else Failure(FORBIDDEN, "this origin is not allowed").response
         if self._node.is_draining:
-            return unavailable("this node is leaving").response
+            return Failure(UNAVAILABLE, "this node is leaving").response
         return None
 
     def _cors(self, headers: Headers) -> dict[str, str]:
@@ -85,12 +86,16 @@ class Front:
 
 
 class Exchange:
-    """One request and its answer. `status` is None until the answer has begun."""
+    """One request and its answer, which has `extra` headers. `status` is None until the answer has begun.
 
-    def __init__(self, headers: Headers, receive: Receive, send: Send, extra: dict[str, str]) -> None:
+    The connection ends with one that `is_last`: when its client asks again, another node is to answer.
+    """
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send, extra: dict[str, str], *, is_last: bool) -> None:
         self._receive = receive
         self._send = send
         self._extra = [(name.lower().encode(), value.encode("latin-1")) for name, value in extra.items()]
+        self._is_last = is_last
         self._is_read = headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers
         self.status: int | None = None
 
@@ -102,7 +107,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            close = [] if self._is_read else [(b"connection", b"close")]
+            close = [(b"connection", b"close")] if self._is_last or not self._is_read else []
             await self._send({**message, "headers": [*message["headers"], *self._extra, *close]})
         elif self._is_read:
             await self._send(message)

@@ -49,7 +49,9 @@ class Listing(msgspec.Struct, frozen=True):
     """What the query of a list may say."""
 
     workspace_id: Annotated[str, Meta(description="of this workspace only")] | UnsetType = UNSET
-    status: Annotated[Status, Meta(description="with this status only")] | UnsetType = UNSET
+    status: (
+        Annotated[Status, Meta(description="with this status only", extra_json_schema={"type": "string"})] | UnsetType
+    ) = UNSET
     limit: Annotated[int, Meta(ge=1, le=100, description="so many at most")] = 20
     offset: Annotated[int, Meta(ge=0, le=1_000_000_000, description="after so many of the newest")] = 0
 

@@ -159,6 +159,8 @@ def _said(kind: str, text: str) -> Said:
     data = fields.pop("data")
     if not isinstance(data, dict):
         raise Refused(INVALID_MESSAGE, "$.data: expected object")
+    if any(fields[name] != data[name] for name in fields.keys() & data.keys()):
+        raise Refused(INVALID_MESSAGE, "$.data: contradicts what stands beside it")
     return Said(kind, fields | data, timestamp, is_nested=True)
 
 

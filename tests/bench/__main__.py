@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from . import report, sections
 from .machine import Cores, busy_seconds, describe, own_seconds, raise_open_files
-from .plan import DEFAULT, ERRANDS, PINGS, QUICK, SERVERS, WORKLOADS, Bench, Figures, Workload
+from .plan import DEFAULT, ERRANDS, PINGS, QUICK, REQUESTS, SERVERS, WORKLOADS, Bench, Figures, Requests, Workload
 from .servers import BenchError, DidNotStartError
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ class Run:
         self.workloads = [workload for workload in WORKLOADS if only in workload.name]
         self.pings = [workload for workload in PINGS if only in workload.name]
         self.errands = [errands for errands in ERRANDS if only in errands.name]
+        self.asked = [requests for requests in REQUESTS if only in requests.name]
         self.problems: list[str] = []
 
     def attempt(self, what: str, run: Callable[[], T]) -> T | None:
@@ -40,10 +41,14 @@ class Run:
 
     def checked(self, what: str, run: Callable[[], Figures]) -> Figures | None:
         figures = self.attempt(what, run)
-        if figures is not None and report.is_wrong(figures):
-            counts = (f"{figures[name]} {name}" for name in report.WRONG if name in figures)
-            self.problems.append(f"{what}: {', '.join(counts)}")
+        if figures is not None:
+            self.judge(what, figures)
         return figures
+
+    def judge(self, what: str, figures: Figures) -> None:
+        if report.is_wrong(figures):
+            counts = (f"{figures[name]} {name}" for name in report.WRONG if name in figures)
+            self.problems.append(f"{what}: {', '.join(counts)} {figures.get('first_failure', '')}".rstrip())
 
     def deliveries(self) -> dict[Workload, list[report.Pair]]:
         """Rounds of all workloads, the two servers in turn."""
@@ -58,6 +63,21 @@ class Run:
                         pair[server] = figures
                 if len(pair) == len(SERVERS):
                     measured[workload].append(pair)
+        say("")
+        return measured
+
+    def requests(self) -> dict[Requests, list[report.Pair]]:
+        """Rounds of all requests, the two servers in turn, with one registry."""
+        measured: dict[Requests, list[report.Pair]] = {requests: [] for requests in self.asked}
+        with self.bench.registry() as redis:
+            for number in range(1, self.rounds + 1):
+                for requests in self.asked:
+                    what = f"round {number}: {requests.name}"
+                    pair = self.attempt(what, partial(self.bench.requests, requests, redis))
+                    for server, figures in (pair or {}).items():
+                        self.judge(f"{what}, {server}", figures)
+                    if pair:
+                        measured[requests].append(pair)
         say("")
         return measured
 
@@ -91,6 +111,11 @@ def measure(run: Run) -> None:
         show(["", "From a client's message through a worker that does nothing, and back"])
     for errands, figures in runs.items():
         show(report.run_rows(errands, figures, publishes))
+    if run.asked:
+        asked = run.requests()
+        show(report.request_head())
+        for requests, rounds in asked.items():
+            show(report.request_rows(requests, rounds))
 
 
 def profile(run: Run) -> None:
@@ -115,6 +140,16 @@ def profile(run: Run) -> None:
         say("")
         show(["", *report.profile_lines(f"{errands.name}, the node", node, sections.NODE)])
         show(["", *report.profile_lines(f"{errands.name}, the worker", worker, sections.WORKER)])
+    if run.asked:
+        profile_requests(run)
+
+
+def profile_requests(run: Run) -> None:
+    with run.bench.registry() as redis:
+        for requests in run.asked:
+            samples = run.attempt(f"profile: {requests.name}", partial(run.bench.profile_requests, requests, redis))
+            say("")
+            show(["", *report.profile_lines(requests.name, samples or [], sections.REQUESTS)])
 
 
 def main() -> int:
@@ -124,7 +159,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORD", help="what has it in its name, and the publishes")
     parser.add_argument("--no-profile", action="store_true", help="leave out the profile by section")
     options = parser.parse_args()
-    names = [each.name for each in (*WORKLOADS, *PINGS, *ERRANDS)]
+    names = [each.name for each in (*WORKLOADS, *PINGS, *ERRANDS, *REQUESTS)]
     if not any(options.only in name for name in names):
         parser.error(f"no name contains {options.only!r}: {', '.join(names)}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from broker.local import LocalRedis
 
 from . import machine, servers
+from .agents import AgentsJob
 from .load import Job
 from .machine import Cores
 from .runs import RunsJob
@@ -81,6 +82,57 @@ ERRANDS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Requests:
+    """Requests to the Agents API; `path`, `body` and `proof` as in `agents`.
+
+    As many as it takes, then `rate` a second, which is well below that. `messages` is what a token may ask per minute:
+    where there is a limit, each request is counted.
+    """
+
+    name: str
+    path: str
+    rate: int
+    proof: str
+    body: str = ""
+    connections: int = 32
+    messages: int = servers.UNLIMITED
+
+
+def requests_of(agents: int) -> tuple[Requests, ...]:
+    """What is asked of a registry with so many agents, half of them online."""
+    one, is_that = "/v2/agents/AGENT", '"id":"AGENT"'
+    last = agents - 20
+    return (
+        Requests("agents: the first 20", "/v2/agents?limit=20", 100, f'"total":{agents},"limit":20,"offset":0}}'),
+        Requests(
+            "agents: the last 20",
+            f"/v2/agents?limit=20&offset={last}",
+            100,
+            f'"total":{agents},"limit":20,"offset":{last}}}',
+        ),
+        Requests(
+            "agents: the first 20 online",
+            "/v2/agents?limit=20&status=online",
+            10,
+            f'"total":{agents // 2},"limit":20,"offset":0}}',
+        ),
+        Requests("agents: one", one, 300, is_that),
+        Requests("agents: one, counted", one, 300, is_that, messages=1_000_000_000),
+        Requests(
+            "agents: change a soul",
+            one,
+            200,
+            '"change":NUMBER',
+            body='{"soul":{"tone":"professional","verbosity":"brief","change":NUMBER}}',
+        ),
+    )
+
+
+AGENTS = 10_000
+REQUESTS = requests_of(AGENTS)
+
+
+@dataclasses.dataclass(frozen=True)
 class Lengths:
     """How long the parts of a run take, in seconds."""
 
@@ -105,13 +157,54 @@ class Bench:
         return self._run("tests.bench.load", workload, server)[0]
 
     def pings(self, workload: Workload) -> Figures:
-        """A message that is counted costs one call of a script, another one none; else it is `miscounted`."""
+        """Each message is counted once where there is a limit, and else not at all; or it is `miscounted`."""
         figures = self._run("tests.bench.pings", workload, "trunkline")[0]
         due = 0 if workload.messages == servers.UNLIMITED else figures["pongs"]
-        return figures | {"miscounted": abs(figures["script_calls"] - due)}
+        return figures | {"miscounted": abs(figures["counted"] - due)}
 
     def runs(self, errands: Errands) -> Figures:
         return self._run_errands(errands)[0]
+
+    def registry(self) -> AbstractContextManager[LocalRedis]:
+        """A Redis for `requests` of all kinds: they leave as many agents, and making them takes longer than a run."""
+        return servers.filled_redis(self.cores, AGENTS)
+
+    def requests(self, requests: Requests, redis: LocalRedis) -> dict[str, Figures]:
+        """Both servers, first at their most, then at the steady rate; by the server's name.
+
+        Both are there all the time: they take turns within seconds, and one that is not asked does next to nothing.
+        """
+        bare = dataclasses.replace(requests, proof="")  # it answers all alike
+        with servers.trunkline(redis, self.cores, requests.messages) as node:
+            ours = self.ask(requests, redis, node)
+            with servers.plain(ours["answer"], self.cores) as plain:
+                theirs = self.ask(bare, redis, plain)
+                ours = _with_steady(ours, self.ask(requests, redis, node, requests.rate))
+                theirs = _with_steady(theirs, self.ask(bare, redis, plain, requests.rate))
+        return {"trunkline": ours, "baseline": theirs}
+
+    def ask(
+        self, requests: Requests, redis: LocalRedis, server: Server, rate: int = 0, *, is_profiled: bool = False
+    ) -> Figures:
+        """One run; without `rate` as fast as it goes."""
+        job = AgentsJob(
+            server_pid=server.pid,
+            redis_pid=redis.pid,
+            port=server.port,
+            redis_port=redis.port,
+            prefix=servers.PREFIX,
+            path=requests.path,
+            body=requests.body,
+            proof=requests.proof,
+            connections=requests.connections,
+            rate=rate,
+            warm_seconds=self.lengths.warm,
+            seconds=self.lengths.open_loop if rate else self.lengths.closed_loop,
+            is_profiled=is_profiled,
+        )
+        printed = servers.run_module(["tests.bench.agents", json.dumps(dataclasses.asdict(job))], _RUN_SECONDS)
+        figures: Figures = json.loads(printed)
+        return figures
 
     def publishes(self) -> Figures:
         return self._publish()[0]
@@ -125,6 +218,14 @@ class Bench:
         """The samples of the node, and of the worker."""
         _, node, worker = self._run_errands(errands, is_profiled=True)
         return node, worker
+
+    def profile_requests(self, requests: Requests, redis: LocalRedis) -> list[Any]:
+        """The samples of the node, at its most."""
+        with tempfile.TemporaryDirectory() as directory:
+            samples = Path(directory, "samples.json")
+            with servers.trunkline(redis, self.cores, requests.messages, samples) as node:
+                self.ask(requests, redis, node, is_profiled=True)
+            return _read_samples(samples)
 
     def profile_publishes(self) -> list[Any]:
         return self._publish(is_profiled=True)[1]
@@ -193,6 +294,13 @@ class Bench:
             figures = json.loads(printed)
             figures["redis_us"] = machine.cpu_ns(redis.pid) / figures["published"] / 1e3
             return figures, _read_samples(samples) if is_profiled else []
+
+
+def _with_steady(most: Figures, steady: Figures) -> Figures:
+    """The figures of a run at its most, the waiting times of one at a steady rate, and what went wrong in both."""
+    counts = {name: most[name] + steady[name] for name in ("asked", "lost", "failed")}
+    failure = most["first_failure"] or steady["first_failure"]
+    return most | counts | {"first_failure": failure, "p50_ms": steady["p50_ms"], "p99_ms": steady["p99_ms"]}
 
 
 def _read_samples(file: Path) -> list[Any]:

@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from .plan import Errands, Figures, Workload
+from .plan import AGENTS, Errands, Figures, Requests, Workload
 from .runs import EVENTS
 from .sections import Parts, hottest, sections
 
@@ -78,12 +78,12 @@ def absolute_rows(
 def ping_rows(workload: Workload, figures: list[Figures]) -> list[str]:
     if not figures:
         return [f"{workload.name:{_NAME}} no result"]
-    calls = sum(each["script_calls"] for each in figures) / sum(each["pongs"] for each in figures)
+    times = sum(each["counted"] for each in figures) / sum(each["pongs"] for each in figures)
     return [
         _row(workload.name, figures, "pings_per_second", "/s"),
         f"  each answered before the client's next, {_spread([each['ping_us'] for each in figures], 1)} µs of the "
         f"node's CPU each, {_middle(figures, 'server_busy'):.0%} busy; {_middle(figures, 'redis_us'):.1f} µs of Redis' "
-        f"and {calls:g} EVALSHA; lost {sum(each['lost'] for each in figures)}",
+        f"counted {times:g} times; lost {sum(each['lost'] for each in figures)}",
     ]
 
 
@@ -121,6 +121,36 @@ def _waits(figures: list[Figures]) -> list[str]:
     ratios = [each["started_p50_ms"] / each["hand_over_ms"] for each in figures]
     bare = f"{_middle(figures, 'hand_over_ms'):.2f} ms"
     return [*rows, f"  Redis alone, from message to started: {bare}; ours at p50 is {_spread(ratios, 1)} times that"]
+
+
+def request_head() -> list[str]:
+    return [
+        "",
+        f"The Agents API with {AGENTS:,} agents, half of them online, beside a bare route of the same framework and",
+        "server that answers the same bytes from memory. A server that is not fully busy waited for Redis, or for a",
+        "core that others used; the CPU per request is its own all the same.",
+        "",
+        f"{'':{_NAME}} {'Trunkline':>10} {'bare route':>10}  ratio",
+    ]
+
+
+def request_rows(requests: Requests, rounds: list[Pair]) -> list[str]:
+    """Requests per second at most and the CPU of each; how long one waits at the steady rate."""
+    if not rounds:
+        return [f"{requests.name:{_NAME}} no result"]
+    ours, bare = _sides(rounds)
+    most = [f"{_middle(side, 'requests_per_second'):>8,.0f}/s" for side in (ours, bare)]
+    share = [one["requests_per_second"] / other["requests_per_second"] for one, other in zip(ours, bare, strict=True)]
+    busy = ", ".join(f"{name} {_middle(ours, f'{name}_busy'):.0%}" for name in ("server", "redis", "load"))
+    return [
+        f"{requests.name:{_NAME}} {' '.join(most)}  {_spread(share, 2)}",
+        _compared("  CPU of the server per request", "server_us", "µs", rounds),
+        f"  CPU of Redis {_middle(ours, 'redis_us'):,.0f} µs; busy: {busy}; the bare route's load "
+        f"{_middle(bare, 'load_busy'):.0%}",
+        *(_compared(f"  {name} at {requests.rate:,} a second", f"{name}_ms", "ms", rounds) for name in ("p50", "p99")),
+        f"  lost/failed {_wrong_answers(ours)} | {_wrong_answers(bare)} of "
+        f"{sum(each['asked'] for each in ours):,} | {sum(each['asked'] for each in bare):,} requests",
+    ]
 
 
 def profile_lines(name: str, samples: list[Any], table: Parts) -> list[str]:
@@ -162,6 +192,10 @@ def _sides(rounds: list[Pair]) -> tuple[list[Figures], list[Figures]]:
 
 def _faults_of(figures: list[Figures]) -> str:
     return f"  {'/'.join(FAULTS)} {_faults(figures)} of {sum(each['runs'] for each in figures):,} runs"
+
+
+def _wrong_answers(figures: list[Figures]) -> str:
+    return "/".join(str(sum(each[name] for each in figures)) for name in ("lost", "failed"))
 
 
 def _middle(figures: list[Figures], name: str) -> float:

@@ -127,6 +127,23 @@ WORKER: Parts = (
     ("Redis client", ("redis/",)),
     ("event loop", ("asyncio/", "uvloop/")),
 )
+REQUESTS: Parts = (
+    ("encode the answer", ("gateway/api/answers.py",)),
+    ("id, CORS, log line", ("gateway/api/front.py", "gateway/logs.py", "logging/", "gateway/metrics.py")),
+    ("check the token", ("gateway/auth.py", "jwt/", "gateway/api/desk.py:Desk._admit", "gateway/api/desk.py:_token")),
+    ("count", ("broker/limits/", "gateway/api/desk.py:Desk._count")),
+    ("read the query, the body", ("gateway/api/desk.py:_query", "gateway/api/bodies.py", "gateway/api/desk.py")),
+    ("check, merge, tell", ("broker/agents/documents.py", "broker/shield/", "broker/events.py", "broker/catalog.py")),
+    (
+        "ask Redis",
+        ("redis/", "broker/script.py", "broker/agents/asking.py", "asyncio/streams.py", "asyncio/timeouts.py"),
+    ),
+    ("registry", ("gateway/api/", "broker/agents/", "broker/keyspace.py")),
+    ("framework", ("starlette/",)),
+    ("server", ("uvicorn/",)),
+    ("feed, hub", ("broker/resp.py", "broker/feed.py", "broker/positions.py", "gateway/hub.py", "gateway/node.py")),
+    ("event loop: poll, read", ("asyncio/", "uvloop/")),
+)
 OTHER = "other"
 
 

@@ -20,7 +20,7 @@ from broker.keyspace import Keyspace
 from broker.local import LocalRedis, find_redis_server
 
 from ..support import SECRET, free_port, http
-from . import payload
+from . import payload, registry
 from .machine import Cores
 
 PREFIX = "bench"
@@ -44,14 +44,14 @@ class DidNotStartError(BenchError):
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A running server, and how a load speaks to it."""
+    """A running server, and how a load speaks to it. One that only speaks HTTP has no paths and no ways."""
 
     pid: int
     port: int
-    paths: Mapping[str, str]
+    paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Where clients of each dialect connect, with what `clients.connect` replaces."""
-    broadcast_way: str
-    unicast_way: str
+    broadcast_way: str = ""
+    unicast_way: str = ""
     """How events get to it: see `publisher`."""
 
 
@@ -68,8 +68,8 @@ def trunkline(
 ) -> Iterator[Server]:
     """`trunkline serve`; with `profile`, under the sampler of `profiled`, which writes there.
 
-    A connection may send so many `messages` a minute, and so may all of its user's together. There may be any number of
-    connections; those of users are counted all the same.
+    A connection may send so many `messages` a minute, and so may all of its user's together; so many requests a token.
+    There may be any number of connections; those of users are counted all the same.
     """
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
@@ -85,6 +85,7 @@ def trunkline(
         "TRUNKLINE_MAX_MESSAGES_PER_MINUTE": str(messages),
         "TRUNKLINE_MAX_USER_MESSAGES_PER_MINUTE": str(messages),
         "TRUNKLINE_MAX_MESSAGES_PER_SECOND": str(UNLIMITED),
+        "TRUNKLINE_MAX_REQUESTS_PER_MINUTE": str(messages),
     }
     command = [*_program(profile), "serve", "--host", "127.0.0.1", "--port", str(port), "--redis-url", redis.url]
 
@@ -101,15 +102,36 @@ def baseline(
 ) -> Iterator[Server]:
     """The bare loop of `baseline`. It has no limits, and is not profiled: nearly all of it is one system call."""
     port = free_port()
-
-    def is_ready() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        return False
-
     command = ["tests.bench.baseline", str(port), str(redis.port)]
-    with process("baseline", command, cores.server, is_ready, dict(os.environ)) as pid:
+    with process("baseline", command, cores.server, lambda: _listens(port), dict(os.environ)) as pid:
         yield Server(pid, port, dict.fromkeys(_PATHS, "/{agent}"), "ready-log", "ready")
+
+
+@contextlib.contextmanager
+def plain(answer: str, cores: Cores) -> Iterator[Server]:
+    """The bare route of `plain`, which answers `answer`: a node's, head and body."""
+    port = free_port()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(answer.encode())
+        file.flush()
+        command = ["tests.bench.plain", str(port), file.name]
+        with process("plain", command, cores.server, lambda: _listens(port), dict(os.environ)) as pid:
+            yield Server(pid, port)
+
+
+@contextlib.contextmanager
+def filled_redis(cores: Cores, agents: int) -> Iterator[LocalRedis]:
+    """A Redis with so many agents in the one workspace, every second one of them online as long as the block runs."""
+    with fresh_redis() as redis, Redis.from_url(redis.url) as client:
+        registry.fill(redis.port, PREFIX, agents)
+        presence = Keyspace(PREFIX).presence(payload.WORKSPACE)
+
+        def is_ready() -> bool:
+            return bool(client.zcard(presence) == (agents + 1) // 2)
+
+        command = ["tests.bench.registry", str(redis.port), PREFIX]
+        with process("registry", command, cores.load, is_ready, dict(os.environ)):
+            yield redis
 
 
 @contextlib.contextmanager
@@ -135,6 +157,12 @@ def make_key(redis: LocalRedis) -> str:
             return (await Credentials(broker.redis, broker.keys).create(ENDPOINT, payload.WORKSPACE)).key
 
     return asyncio.run(make())
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def _program(profile: Path | None) -> list[str]:
