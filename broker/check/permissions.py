@@ -17,13 +17,13 @@ _SAMPLE = "trunkline-check"
 # Commands on one key, by what stands behind the key.
 _ON_A_KEY: dict[str, tuple[str, ...]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GET": (), "HDEL": ("f",), "HEXISTS": ("f",), "HGET": ("f",),
-    "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "HSETNX": ("f", "v"), "HVALS": (), "INCR": (),
-    "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RENAME": ("{key}",), "SADD": ("m",), "SET": ("v",),
-    "SMEMBERS": (), "SREM": ("m",), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"), "XCLAIM": ("g", "c", "1", "1-1"),
-    "XDEL": ("1-1",), "XLEN": (), "XPENDING": ("g",), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"),
-    "XTRIM": ("MAXLEN", "1"), "ZADD": ("1", "m"), "ZCARD": (), "ZCOUNT": ("1", "1"), "ZRANGE": ("0", "0"),
-    "ZRANGEBYSCORE": ("1", "1"), "ZREM": ("m",), "ZREMRANGEBYRANK": ("0", "0"), "ZREMRANGEBYSCORE": ("1", "1"),
-    "ZREVRANGE": ("0", "0"), "ZSCORE": ("m",),
+    "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "HSETNX": ("f", "v"), "HVALS": (),
+    "INCR": (), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RENAME": ("{key}",), "SADD": ("m",),
+    "SET": ("v",), "SMEMBERS": (), "SREM": ("m",), "UNLINK": (), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"),
+    "XCLAIM": ("g", "c", "1", "1-1"), "XDEL": ("1-1",), "XLEN": (), "XPENDING": ("g",), "XRANGE": ("-", "+"),
+    "XREVRANGE": ("+", "-"), "XTRIM": ("MAXLEN", "1"), "ZADD": ("1", "m"), "ZCARD": (), "ZCOUNT": ("1", "1"),
+    "ZRANGE": ("0", "0"), "ZRANGEBYSCORE": ("1", "1"), "ZREM": ("m",), "ZREMRANGEBYRANK": ("0", "0"),
+    "ZREMRANGEBYSCORE": ("1", "1"), "ZREVRANGE": ("0", "0"), "ZSCORE": ("m",),
 }  # fmt: skip
 
 
