@@ -1,7 +1,7 @@
 """A fleet on this machine, from the files beside this one: Redis, two nodes, HAProxy, and Prometheus where installed.
 
-`make fleet` shows it to a person and tests/test_fleet.py tries it, both as `Fleet`. Everything listens on 127.0.0.1,
-keeps what it writes in one temporary directory, and ends with this process, however that ends.
+`make fleet` shows it to a person, tests/test_fleet.py tries it and tests/roll deploys to it, all as `Fleet`. Everything
+listens on 127.0.0.1, keeps what it writes in one temporary directory, and ends with this process, however that ends.
 """
 
 # ruff: noqa: S603, T201 (it starts programs, from arguments of our own, and prints what they are for)
@@ -84,7 +84,7 @@ class Fleet:
             self.redis = lives.enter_context(LocalRedis(find_redis_server()))
             self.directory = Path(lives.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-fleet-")))
             self._lives = lives
-            self.nodes = [self._start_node("node-1"), self._start_node("node-2")]
+            self.nodes = [self._start_node(name, self._port(name)) for name in ("node-1", "node-2")]
             for node in self.nodes:
                 node.wait_for("/ready")
             self.balancer = self._start_haproxy(haproxy)
@@ -107,8 +107,33 @@ class Fleet:
         settings = {"redis_url": self.redis.url, "trusted_proxies": "127.0.0.1"} | self.settings
         return foreign | {f"TRUNKLINE_{name.upper()}": str(value) for name, value in settings.items()}
 
-    def _start_node(self, name: str) -> Member:
-        port = self._port(name)
+    def stop(self, node: Member, seconds: float = 60.0) -> None:
+        """Tell it to leave, and wait until it has. Raises `FleetError` when it does not go in peace."""
+        node.process.send_signal(signal.SIGTERM)
+        status: int | str
+        try:
+            status = node.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = f"nothing for {seconds:g} s"
+        if status != 0:
+            raise FleetError(f"{node.name} was told to leave, and ended with {status}")
+
+    def start_again(self, node: Member) -> None:
+        """Where it was, after its end. It is ready then, and the balancer has it back."""
+        node.process = self._start_node(node.name, node.port).process
+        node.wait_for("/ready")
+        deadline = time.monotonic() + 10
+        while not self._is_balanced(node):
+            if time.monotonic() > deadline:
+                raise FleetError(f"haproxy does not take {node.name} back")
+            time.sleep(0.02)
+
+    def _is_balanced(self, node: Member) -> bool:
+        """What HAProxy last said of it; it says nothing of who is there from the start."""
+        said = [line for line in self.balancer.output().splitlines() if f"Server nodes/{node.name} is " in line]
+        return not said or f"Server nodes/{node.name} is UP" in said[-1]
+
+    def _start_node(self, name: str, port: int) -> Member:
         return self._start(name, port, [TRUNKLINE, "serve", "--host", "127.0.0.1", "--port", port], self.environment)
 
     def _start_haproxy(self, program: str) -> Member:

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api import docs
 from .api.agents import OPERATIONS
@@ -54,11 +55,31 @@ def application(node: Node) -> Starlette:
     routes += [Route(dialect.path, _upgrade_required, methods=["GET"]) for dialect in ALL]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Front, node)],
+        middleware=[Middleware(LastAnswers, node), Middleware(Front, node)],
         exception_handlers={HTTPStatus.NOT_FOUND: _not_found, HTTPStatus.METHOD_NOT_ALLOWED: _not_allowed},
     )
     app.router.redirect_slashes = False  # a redirect would repeat the host that the client says, and in no envelope
     return app
+
+
+class LastAnswers:
+    """An ASGI middleware: each answer of a node that is leaving is the last on its connection.
+
+    What is asked next on a new one goes to another node. A connection on which nothing is asked is left alone until the
+    end: to close it could cross with a request.
+    """
+
+    def __init__(self, app: ASGIApp, node: Node) -> None:
+        self._app = app
+        self._node = node
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._node.is_draining:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 async def _upgrade_required(request: Request) -> Response:

@@ -63,6 +63,8 @@ REDIS_CHECK_SECONDS = 1.0
 REJECTED_LOG_SECONDS = 1.0
 # A leaving node's connections are closed so long after their places are given back: Redis has heard of it by then.
 GIVE_BACK_SECONDS = 0.1
+# How often a drain looks whether the client whose turn comes is still there.
+DRAIN_LOOK_SECONDS = 0.1
 LOOP_LAG_TICKS = int(15 / TICK_SECONDS)
 _VERSION = re.compile(r"v?(\d{1,2})(?:[.+-][0-9A-Za-z.+-]{0,30})?", re.ASCII)
 KNOWN_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013})
@@ -333,15 +335,21 @@ class Node(Taker):
         started, window = self.now(), self.settings.drain_seconds
         for number, connection in enumerate(leaving):
             # Spread with jitter: clients that come back at the same moment are a storm for who takes them over.
-            at = started + window * (number + random.random()) / len(leaving) - self.now()  # noqa: S311
-            if at > 0:
-                await asyncio.sleep(at)
+            at = started + window * (number + random.random()) / len(leaving)  # noqa: S311
+            while not connection.is_gone and (wait := at - self.now()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(min(wait, DRAIN_LOOK_SECONDS))
             # Before it is told: who comes back at once, wherever, must find its place free.
             connection.give_back(refund=True)
             asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, connection.close, GOING_AWAY)
         deadline = self.now() + self.settings.slow_close_seconds + 1
         while self.connections and self.now() < deadline:  # noqa: ASYNC110 (once in a node's life)
             await asyncio.sleep(0.02)
+
+    def send_all_away(self) -> None:
+        """A farewell to everybody at once: somebody cannot wait for the drain."""
+        for connection in list(self.connections):
+            connection.give_back(refund=True)
+            connection.close(GOING_AWAY)
 
     def _read_gauges(self) -> None:
         metrics = self.metrics

@@ -62,11 +62,17 @@ class Server(uvicorn.Server):
         while not (draining.done() or self.force_exit):  # a second Ctrl-C
             await asyncio.wait((draining,), timeout=0.1)
         draining.cancel()
+        if self.force_exit:
+            self.node.send_all_away()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end: a process that was asked to go and went did not fail."""
+        """uvicorn's own raises the signal again at the end: a process that was asked to go and went did not fail.
+
+        To be asked again changes nothing, also while leases are given back after the server's end. Only Ctrl-C is
+        somebody who waits: the second sends everybody away at once, one after the server's end ends the process.
+        """
         loop = asyncio.get_running_loop()
         for number in LEAVE:
             loop.add_signal_handler(number, self.handle_exit, number, None)
@@ -75,6 +81,8 @@ class Server(uvicorn.Server):
         finally:
             for number in LEAVE:
                 loop.remove_signal_handler(number)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def raise_file_limit() -> int:

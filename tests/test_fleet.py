@@ -4,47 +4,22 @@ Two nodes behind HAProxy (and nginx), one Redis, a Prometheus that scrapes them.
 """
 
 import contextlib
-import importlib.util
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
-import websockets
 
 from broker import Broker, Event
 
 from .agnt5 import opened, refusal
 from .freeagentics import FreeAgentics, freeagentics
-from .support import IN_CI, SECRET, Client, Node, free_port, http, maxicore, private_redis, token, until
-
-DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
-
-# deploy/ is no package: it belongs to whoever operates the nodes, and is in none of them.
-_spec = importlib.util.spec_from_file_location("fleet", DEPLOY / "fleet.py")
-assert _spec is not None
-assert _spec.loader is not None
-fleet_module = importlib.util.module_from_spec(_spec)
-sys.modules["fleet"] = fleet_module
-_spec.loader.exec_module(fleet_module)
-
-Fleet, Member = fleet_module.Fleet, fleet_module.Member
-
-
-def needs(program: str, package: str = "") -> str:
-    """The program's path; without it the test is skipped, and fails in CI, where everything is installed."""
-    try:
-        return str(fleet_module.find(program, package))
-    except fleet_module.FleetError as error:
-        (pytest.fail if IN_CI else pytest.skip)(str(error))
+from .roll.fleet import DEPLOY, Fleet, at, connections, needs, nginx_before
+from .support import SECRET, Client, Node, free_port, http, maxicore, private_redis, token, until
 
 
 def start_fleet() -> Any:
@@ -57,16 +32,6 @@ def start_fleet() -> Any:
 def fleet() -> Iterator[Any]:
     with start_fleet() as fleet:
         yield fleet
-
-
-def at(member: Any) -> Node:
-    """A member of the fleet as the other tests know a node: an address to connect to and metrics to ask for."""
-    return Node("", "", port=member.port)
-
-
-def connections(fleet: Any) -> dict[str, float]:
-    """Open WebSockets by node, as the nodes count them."""
-    return {node.name: at(node).metric("trunkline_connections") for node in fleet.nodes}
 
 
 def progress(*steps: int) -> list[Event]:
@@ -127,92 +92,11 @@ def ask_prometheus(fleet: Any, query: str) -> dict[str, float]:
     return {row["metric"]["instance"]: float(row["value"][1]) for row in json.loads(body)["data"]["result"]}
 
 
-@pytest.mark.anyio
-async def test_a_node_that_is_stopped_loses_no_client_no_newcomer_and_no_event() -> None:
-    with start_fleet() as fleet:
-        stopped, balancer = fleet.nodes[0], at(fleet.balancer)
-        farewells: list[int | None] = []
-        seen: list[list[int]] = [[] for _ in range(20)]
-        published = 0
-
-        async def watch(steps: list[int]) -> None:
-            """As a good client does: come back from the last event seen, until the last of all."""
-            since = None
-            while steps[-1:] != [-1]:
-                async with maxicore(balancer) as client:
-                    await client.subscribe(since=since, workspace_id="ws-456")
-                    with contextlib.suppress(websockets.ConnectionClosed):
-                        while steps[-1:] != [-1]:
-                            event = await client.receive(30)
-                            assert event["type"] == "task.progress"
-                            since = event["event_id"]
-                            steps.append(event["data"]["step"])
-                if steps[-1] != -1:
-                    farewells.append(client.socket.close_code)
-
-        async with anyio.create_task_group() as tasks, Broker.connect(fleet.redis.url) as broker:
-            for steps in seen:
-                tasks.start_soon(watch, steps)
-            await until(lambda: sum(connections(fleet).values()) == len(seen))
-
-            async def everybody_has_begun() -> bool:
-                nonlocal published
-                await broker.publish_many(progress(published))
-                published += 1
-                return all(seen)
-
-            await until(everybody_has_begun)
-            moving = connections(fleet)[stopped.name]
-            assert moving > 0
-
-            stopped.process.send_signal(signal.SIGTERM)
-            while stopped.process.poll() is None:
-                await broker.publish_many(progress(published))
-                published += 1
-                async with maxicore(balancer) as newcomer:
-                    await newcomer.synchronise()
-            assert stopped.process.returncode == 0
-            await until(lambda: at(fleet.nodes[1]).metric("trunkline_connections") == len(seen))
-            await broker.publish_many(progress(published, -1))
-
-        assert farewells == [1012] * int(moving)
-        for steps in seen:
-            assert steps == [*range(steps[0], published + 1), -1]
-
-
 @pytest.fixture
 def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """nginx from nginx.conf in front of these ports."""
-    program, envsubst = needs("nginx", "nginx-light"), needs("envsubst", "gettext-base")
-    if os.geteuid() != 0:
-        pytest.skip("Debian's nginx keeps its temporary files where only root may write")
-    masters: list[subprocess.Popen[bytes]] = []
-
-    def start(*nodes: int) -> Any:
-        port = free_port()
-        addresses = {f"NODE_{number}": f"127.0.0.1:{node}" for number, node in enumerate(nodes, 1)}
-        configuration = substitute(envsubst, tmp_path, LISTEN=f"127.0.0.1:{port}", **addresses)
-        log = tmp_path / "nginx.log"
-        with log.open("ab") as output:
-            command = [program, "-e", "stderr", "-c", configuration, "-g", f"daemon off; pid {tmp_path}/nginx.pid;"]
-            masters.append(subprocess.Popen(command, stdout=output, stderr=output, process_group=0))
-        member = Member("nginx", port, masters[-1], log)
-        member.wait_for("/ready")
-        return member
-
-    yield start
-    for master in masters:
-        os.killpg(master.pid, signal.SIGKILL)
-        master.wait(10)
-
-
-def substitute(envsubst: str, directory: Path, **variables: str) -> str:
-    """nginx.conf as its first lines say how to make it."""
-    path = directory / "nginx.conf"
-    names = " ".join(f"${name}" for name in variables)
-    text = (DEPLOY / "nginx.conf").read_bytes()
-    path.write_bytes(subprocess.run([envsubst, names], input=text, env=variables, stdout=-1, check=True).stdout)
-    return str(path)
+    with contextlib.ExitStack() as lives:
+        yield lambda *nodes: lives.enter_context(nginx_before(tmp_path, *nodes))
 
 
 @pytest.mark.anyio
