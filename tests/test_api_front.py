@@ -49,11 +49,10 @@ async def ask(
     method: str = "GET",
     path: str = "/v2/agents",
     origins: tuple[str, ...] = (),
-    is_draining: bool = False,
     **headers: str,
 ) -> Said:
     settings = SimpleNamespace(allowed_origins=origins)
-    node: Any = SimpleNamespace(settings=settings, is_draining=is_draining, metrics=Metrics())
+    node: Any = SimpleNamespace(settings=settings, metrics=Metrics())
     given = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
     messages = iter((*body, {"type": "http.disconnect"}))
     said = Said()
@@ -120,14 +119,6 @@ async def test_a_bug_after_the_answer_began_ends_the_connection() -> None:
 
     with pytest.raises(RuntimeError):
         await ask(half)
-
-
-async def test_a_leaving_node_sends_newcomers_elsewhere() -> None:
-    said = await ask(well, is_draining=True)
-    assert said.status == 503
-    assert said.headers["retry-after"] == "1"
-    assert said.headers["connection"] == "close"
-    assert json.loads(said.body)["error"]["code"] == "UNAVAILABLE"
 
 
 async def test_what_nobody_read_of_a_body_is_thrown_away_after_the_answer() -> None:

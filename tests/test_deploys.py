@@ -22,7 +22,7 @@ from broker.keyspace import Keyspace
 from .agnt5 import HALF, WHOLE, Shop, opened, refusal, types
 from .freeagentics import freeagentics
 from .lean import LeanClient
-from .rest import SCOPE
+from .rest import SCOPE, Rest
 from .roll import figures
 from .roll.fleet import Fleet, needs, nginx_before
 from .roll.run import Plan, roll
@@ -305,12 +305,14 @@ class Front:
             self.newcomers += 1
 
     async def ask(self) -> None:
-        """Requests, each on a connection of its own."""
-        headers = {"Authorization": f"Bearer {token(scope=SCOPE)}"}
+        """Requests, each on a connection of its own; a balancer may send the first again, the second never."""
+        rest = Rest(self.node)
+        agent = {"name": "New", "workspace_id": "ws-456"}
         while not self.is_over:
-            status, _, body = await asyncio.to_thread(http, self.node.http("/v2/agents"), headers)
-            assert (status, json.loads(body)["success"]) == (200, True)
-            self.requests += 1
+            for method, body, status in (("GET", None, 200), ("POST", agent, 201)):
+                answer = await asyncio.to_thread(rest.ask, method, "/v2/agents", body)
+                assert answer.status == status, answer
+                self.requests += 1
             await asyncio.sleep(0.05)
 
 

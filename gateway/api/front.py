@@ -3,6 +3,9 @@
 A refused request may have a body that nobody read. Closing the socket on it would cost the client our answer (TCP
 resets what was sent), reading it to its end would let anybody keep us busy: so after the answer a bounded part of it is
 read and thrown away, and the connection ends.
+
+A node that is leaving answers as long as it can be reached: a balancer that has not noticed yet may send a GET that was
+refused to another node, but no POST.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..node import Node
-from .answers import FORBIDDEN, INTERNAL, UNAVAILABLE, Failure
+from .answers import FORBIDDEN, INTERNAL, Failure
 
 logger = logging.getLogger("trunkline.api")
 
@@ -48,7 +51,7 @@ class Front:
         headers = Headers(scope=scope)
         started, request_id = perf_counter(), _request_id(headers)
         extra = {"X-Request-Id": request_id, **self._cors(headers)}
-        exchange = Exchange(headers, receive, send, extra, is_last=self._node.is_draining)
+        exchange = Exchange(headers, receive, send, extra)
         try:
             app: ASGIApp = self._refusal(scope, headers) or self._app
             await app(scope, exchange.receive, exchange.send)
@@ -70,8 +73,6 @@ class Front:
         """The answer to what need not be asked any further."""
         if scope["method"] == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers:
             return _PREFLIGHT if self._cors(headers) else Failure(FORBIDDEN, "this origin is not allowed").response
-        if self._node.is_draining:
-            return Failure(UNAVAILABLE, "this node is leaving").response
         return None
 
     def _cors(self, headers: Headers) -> dict[str, str]:
@@ -86,16 +87,12 @@ class Front:
 
 
 class Exchange:
-    """One request and its answer, which has `extra` headers. `status` is None until the answer has begun.
+    """One request and its answer, which has `extra` headers. `status` is None until the answer has begun."""
 
-    The connection ends with one that `is_last`: when its client asks again, another node is to answer.
-    """
-
-    def __init__(self, headers: Headers, receive: Receive, send: Send, extra: dict[str, str], *, is_last: bool) -> None:
+    def __init__(self, headers: Headers, receive: Receive, send: Send, extra: dict[str, str]) -> None:
         self._receive = receive
         self._send = send
         self._extra = [(name.lower().encode(), value.encode("latin-1")) for name, value in extra.items()]
-        self._is_last = is_last
         self._is_read = headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in headers
         self.status: int | None = None
 
@@ -107,7 +104,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            close = [(b"connection", b"close")] if self._is_last or not self._is_read else []
+            close = [] if self._is_read else [(b"connection", b"close")]
             await self._send({**message, "headers": [*message["headers"], *self._extra, *close]})
         elif self._is_read:
             await self._send(message)
