@@ -164,7 +164,12 @@ async def test_an_agent_is_made_changed_and_deleted_again(redis_url: str, prefix
             (made, *_) = [event for event in page.events if event.type == "agent_created"] or [None]
             return [event.type for event in page.events if made is not None and event.agent_id == made.agent_id]
 
-        assert await until(lambda: _whole(life())) == ["agent_created", "agent_updated", "agent_updated", "agent_deleted"]
+        assert await until(lambda: _whole(life())) == [
+            "agent_created",
+            "agent_updated",
+            "agent_updated",
+            "agent_deleted",
+        ]
 
 
 async def _whole(life: Awaitable[list[str]]) -> list[str] | None:
