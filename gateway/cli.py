@@ -20,8 +20,7 @@ import uvloop
 
 from broker import Broker, Event, Filter, Invalid, Position, TrunklineError, Worker, client
 from broker.agents import AgentMissing, Agents
-from broker.agents.model import Draft, Summary
-from broker.agents.registry import MAX_LIMIT
+from broker.agents.model import MAX_LIMIT, Draft, Status, Summary
 from broker.catalog import CATALOG
 from broker.credentials import Credentials, Key
 from broker.events import pack
@@ -177,6 +176,7 @@ def _add_agent_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     delete.add_argument("id")
     delete.add_argument("--workspace", required=True)
     delete.add_argument("--purge", action="store_true", help="its events, runs, commands and keys as well")
+    delete.add_argument("--json", action="store_true", help="one line of JSON")
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -366,15 +366,8 @@ def _agent_list(settings: Settings, options: argparse.Namespace) -> int:
     check_workspace(options.workspace, "--workspace")
 
     async def work() -> int:
-        found: list[Summary] = []
         async with _connect(settings) as broker:
-            total = 1
-            while len(found) < total:
-                page = await broker.agents.list(
-                    frozenset((options.workspace,)), options.status, MAX_LIMIT, offset=len(found)
-                )
-                total = page.total if page.items else 0
-                found += page.items
+            found = await _all_agents(broker.agents, options.workspace, options.status)
         if options.json:
             for agent in found:
                 print(msgspec.json.encode(agent).decode())
@@ -383,6 +376,16 @@ def _agent_list(settings: Settings, options: argparse.Namespace) -> int:
         return 0
 
     return _run(work())
+
+
+async def _all_agents(agents: Agents, workspace: str, status: Status | None) -> list[Summary]:
+    """Newest first, each once, whoever comes and goes meanwhile."""
+    page = await agents.list(frozenset((workspace,)), status, MAX_LIMIT)
+    found = page.items
+    while page.next is not None:
+        page = await agents.list(frozenset((workspace,)), status, MAX_LIMIT, before=page.next)
+        found += page.items
+    return found
 
 
 def _agent_show(settings: Settings, options: argparse.Namespace) -> int:
@@ -394,8 +397,7 @@ def _agent_show(settings: Settings, options: argparse.Namespace) -> int:
             print(raw.decode())
             return 0
         for name, value in msgspec.json.decode(raw).items():
-            text = msgspec.json.format(msgspec.json.encode(value)).decode() if isinstance(value, dict) else value
-            print(f"{name:13}  {'-' if text is None else text}")
+            print(f"{name:13}  {_document(value) if isinstance(value, dict) else _cell(value)}")
         return 0
 
     return _run(work())
@@ -422,7 +424,10 @@ def _agent_delete(settings: Settings, options: argparse.Namespace) -> int:
     async def work() -> int:
         async with _agents(settings, options) as agents:
             await agents.delete(frozenset((options.workspace,)), options.id, purge=options.purge)
-        print(f"{options.id} is deleted")
+        if options.json:
+            print(msgspec.json.encode({"id": options.id, "deleted": True, "purged": options.purge}).decode())
+        else:
+            print(f"{options.id} is deleted")
         return 0
 
     return _run(work())
@@ -448,17 +453,29 @@ def _object(text: str, path: str) -> dict[str, Any]:
 
 
 def _print_table(rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as what stands in them; a moment to the second."""
-    texts = [
-        [
-            f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else "-" if value is None else str(value)
-            for value in row
-        ]
-        for row in rows
-    ]
+    """Columns as wide as what stands in them."""
+    texts = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for row in texts:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    """A value in one line; a moment to the second."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}"
+    return "-" if value is None else _printable(str(value))
+
+
+def _document(value: dict[str, Any]) -> str:
+    """JSON in as many lines as it takes."""
+    lines = msgspec.json.format(msgspec.json.encode(value)).decode().split("\n")
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(text: str) -> str:
+    """`text` with what is not printable escaped: somebody's name for an agent must not steer an operator's terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 # -- publish

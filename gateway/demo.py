@@ -368,9 +368,10 @@ async def hire(broker: Broker, workspace: str) -> None:
     while True:
         try:
             made = await broker.agents.create(workspace, draft, by="user_456")
-            await pause(_pause(6))
-            await broker.agents.update(ours, made.id, Patch(name="Research Agent II"), by="user_456")
-            await pause(_pause(20))
+            for change in (Patch(name="Research Agent II"), Patch(soul={"tone": "professional", "verbosity": "brief"})):
+                await broker.agents.present(made.id, workspace_id=workspace)
+                await pause(_pause(12))
+                await broker.agents.update(ours, made.id, change, by="user_456")
             await broker.agents.delete(ours, made.id, by="user_123")
         except TrunklineError:
             await pause(1)  # Redis is away, or somebody else has deleted it

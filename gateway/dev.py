@@ -73,6 +73,7 @@ Trunkline is running, and demo agents are at work in workspace {demo.WORKSPACE};
   clients   ws://{address}/v2/ws      (MaxiCore)
             ws://{address}/api/v1/ws  (FreeAgentics)
             ws://{address}/ws?x-wf-endpoint={demo.ENDPOINT}  (AGNT5)
+  agents    http://{address}/v2/agents      try it at http://{address}/docs
   Redis     {settings.redis_url}
 
   a token for 24 hours:

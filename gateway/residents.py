@@ -86,9 +86,12 @@ class Residents:
     async def publish(self, resident: Resident, said: Said, packed: Packed) -> None:
         """Publish what an agent has said; the next that it says waits for that."""
         try:
-            await self._broker.producer.publish([packed])
+            (position,) = await self._broker.producer.publish([packed])
         except Unavailable:
             resident.refused(said, UNAVAILABLE, "")
+        else:
+            if position is None:  # of an agent that was deleted nothing is kept
+                resident.dismiss()
 
     async def settle(self, resident: Resident, settle: Settle) -> None:
         """An agent says what became of a command."""

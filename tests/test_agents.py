@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from msgspec.structs import asdict
 
 from broker import Broker, Event, Invalid, Unavailable
 from broker.agents import AgentMissing
+from broker.agents.anchor import Anchor
 from broker.agents.documents import MAX_SOUL_BYTES, MAX_SOUL_DEPTH
-from broker.agents.model import Draft, Patch
+from broker.agents.model import MAX_OFFSET, Draft, Patch, Status
 from broker.agents.pairing import hash_of
 from broker.local import LocalRedis
 
@@ -220,7 +222,7 @@ async def test_an_agent_of_another_workspace_is_as_if_it_did_not_exist(redis_url
                 ):
                     with pytest.raises(AgentMissing):
                         await call
-        assert await agents.list(THEIRS) == await agents.list(frozenset()) == ([], 0)
+        assert await agents.list(THEIRS) == await agents.list(frozenset()) == ([], 0, None)
         assert await agents.get(OURS, agent_id) == await agents.get(OURS | THEIRS, agent_id) == before
         assert await told(broker, "ws-other") == []
 
@@ -244,7 +246,7 @@ async def test_an_agent_elsewhere_and_none_at_all_cost_redis_the_same(redis_url:
 async def test_agents_that_only_publish_are_not_in_the_registry(redis_url: str, prefix: str) -> None:
     async with Broker.connect(redis_url, prefix=prefix) as broker:
         await broker.publish(Event(type="agent.online", workspace_id=WORKSPACE, agent_id="agent-1"))
-        assert await broker.agents.list(OURS) == ([], 0)
+        assert await broker.agents.list(OURS) == ([], 0, None)
         for purge in (False, True):
             with pytest.raises(AgentMissing):
                 await broker.agents.delete(OURS, "agent-1", purge=purge)
@@ -266,7 +268,7 @@ async def test_a_list_is_newest_first_and_its_order_stays_as_agents_come_and_go(
         page = await broker.agents.list(OURS, limit=4, offset=3)
         assert [item.name for item in page.items] == ["a6", "a4", "a3", "a2"]
         assert page.total == 9
-        assert await names(broker, offset=2**80) == []
+        assert await names(broker, offset=MAX_OFFSET) == []
 
 
 async def test_a_list_of_several_workspaces_is_one_list(redis_url: str, prefix: str) -> None:
@@ -304,10 +306,116 @@ async def test_a_list_does_not_read_the_documents_of_its_agents(redis_url: str, 
         assert (await broker.redis.info("stats"))["total_net_output_bytes"] - before < 60_000
 
 
-@pytest.mark.parametrize("asked", [{"limit": 0}, {"limit": 101}, {"offset": -1}, {"status": "busy"}], ids=str)
+async def walked(
+    broker: Broker,
+    workspaces: frozenset[str],
+    status: Status | None,
+    limit: int,
+    between: Callable[[list[str]], Awaitable[object]],
+) -> list[str]:
+    """The ids on all pages, none of them twice; `between` two of them something is done with those of the last."""
+    found: list[str] = []
+    page = await broker.agents.list(workspaces, status, limit)
+    while True:
+        shown = [item.id for item in page.items]
+        assert len(shown) <= limit
+        assert not set(shown) & set(found)
+        found += shown
+        if page.next is None:
+            return found
+        await between(shown)
+        page = await broker.agents.list(workspaces, status, limit, before=page.next)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whoever_follows_next_finds_each_that_stays_once_whoever_comes_and_goes(
+    redis_url: str, prefix: str, seed: int
+) -> None:
+    choice = random.Random(seed)
+    workspaces = ["ws-456", "ws-other", "ws-third"][: 1 + seed % 3]
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        # The model: the workspace of each agent there is.
+        living = {(await made(broker, "a", workspace=each))[0]: each for each in choice.choices(workspaces, k=24)}
+
+        async def come_and_go(shown: list[str]) -> None:
+            gone = choice.sample(sorted(living), min(2, len(living))) + shown[-1:] * choice.randrange(2)
+            for agent in dict.fromkeys(gone):
+                if workspace := living.pop(agent, None):
+                    await broker.agents.delete(frozenset({workspace}), agent)
+            for workspace in choice.choices(workspaces, k=2):
+                living[(await made(broker, "new", workspace=workspace))[0]] = workspace
+
+        before = list(living)
+        found = await walked(broker, frozenset(workspaces), "offline" if seed % 2 else None, 1 + seed % 4, come_and_go)
+        assert {agent for agent in before if agent in living} <= set(found)
+        assert set(found) <= {*before, *living}
+
+
+async def test_agents_of_one_place_in_several_workspaces_are_shown_once_each(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        places: dict[str, int] = {}
+        workspaces = ("ws-456", "ws-other", "ws-third")
+        for workspace in workspaces:
+            ids = await made(broker, *"abcd", workspace=workspace)
+            of = {agent: 1_790_000_000_000 + number for number, agent in enumerate(ids)}
+            for key in (broker.keys.agents(workspace), broker.keys.offline(workspace)):
+                await broker.redis.zadd(key, of)
+            places |= of
+
+        async def nothing(shown: list[str]) -> None:
+            pass
+
+        for status in (None, "offline"):
+            for limit in range(1, 14):
+                found = await walked(broker, frozenset(workspaces), status, limit, nothing)  # type: ignore[arg-type]
+                assert found == sorted(places, key=lambda agent: (places[agent], agent), reverse=True)
+
+
+async def test_a_list_goes_on_behind_an_agent_that_is_gone_though_a_new_one_has_its_place(
+    redis_url: str, prefix: str
+) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        old, newest = await made(broker, "old", "newest")
+        key, ahead = broker.keys.agents(WORKSPACE), 4_000_000_000_000
+        await broker.redis.zadd(key, {old: ahead, newest: ahead + 1})
+        page = await broker.agents.list(OURS, limit=1)
+        await broker.agents.delete(OURS, newest)
+        (new,) = await made(broker, "new")
+        assert await broker.redis.zscore(key, new) == ahead + 1
+        rest = [item.id for item in (await broker.agents.list(OURS, before=page.next)).items]
+        assert [agent for agent in rest if agent != new] == [old]
+
+
+async def test_there_is_a_next_exactly_as_long_as_there_is_more(redis_url: str, prefix: str) -> None:
+    async with Broker.connect(redis_url, prefix=prefix) as broker:
+        await made(broker, *"abcd")
+        for limit, offset, has_next in ((4, 0, False), (3, 0, True), (2, 2, False), (1, 2, True), (4, 9, False)):
+            assert ((await broker.agents.list(OURS, limit=limit, offset=offset)).next is not None) is has_next
+        second = await broker.agents.list(OURS, limit=2, before=(await broker.agents.list(OURS, limit=2)).next)
+        assert ([item.name for item in second.items], second.total, second.next) == (["b", "a"], 4, None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"limit": 0},
+        {"limit": 101},
+        {"offset": -1},
+        {"offset": MAX_OFFSET + 1},
+        {"status": "busy"},
+        {"before": ""},
+        {"before": "agent-1"},
+        {"before": "ü"},
+        {"before": "W10="},  # []
+        {"before": "Wy0xLCJhIl0="},  # [-1,"a"]
+        {"before": "WzEsIv8iXQ=="},  # not UTF-8
+        {"before": Anchor(1, "a").text, "offset": 1},
+    ],
+    ids=str,
+)
 async def test_a_stretch_that_cannot_be_is_invalid(redis_url: str, prefix: str, asked: dict[str, Any]) -> None:
     async with Broker.connect(redis_url, prefix=prefix) as broker:
-        with pytest.raises(Invalid, match=rf"^\$\.{next(iter(asked))}: "):
+        with pytest.raises(Invalid, match=rf"^\$\.{next(iter(asked))}: expected"):
             await broker.agents.list(OURS, **asked)
 
 
@@ -435,6 +543,7 @@ async def test_a_page_of_many_agents_costs_redis_as_much_as_one_of_few(redis_url
         for status in (None, "online", "offline", "error"):
             assert await calls(broker, status=status) <= 5
             assert await calls(broker, status=status, offset=15) <= 5
+            assert await calls(broker, status=status, before=Anchor(2**50, "").text) <= 5
 
 
 # -- writers at the same time, lost answers
@@ -515,7 +624,7 @@ async def test_the_repetition_of_its_making_brings_no_deleted_agent_back(
         before = await told(broker)
         assert await broker.agents._do("create", WORKSPACE, agent_id, {"name": "Alpha"}, fields={"name": "A"}) == "done"
         assert await told(broker) == before
-        assert await broker.agents.list(OURS) == ([], 0)
+        assert await broker.agents.list(OURS) == ([], 0, None)
         with pytest.raises(AgentMissing):
             await broker.agents.get(OURS, agent_id)
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import jwt
 import psutil
@@ -254,8 +255,58 @@ def test_a_list_is_newest_first_and_counts_all(rest: Rest) -> None:
     assert rest.ask("GET", f"/v2/agents?workspace_id={workspace}&status=error").data["total"] == 0
 
 
+def test_the_header_link_leads_through_all_pages_with_what_was_asked_for(rest: Rest) -> None:
+    [workspace] = set(_workspaces(rest)) - {"ws-456"}
+    made = [rest.create(workspace, name=f"agent {number}")["id"] for number in range(7)]
+    path, found, sizes = f"/v2/agents?workspace_id={workspace}&status=offline&limit=3&offset=1", [], []
+    while path:
+        answer = rest.ask("GET", path)
+        assert list(answer.data) == ["items", "total", "limit", "offset"]
+        found += [item["id"] for item in answer.data["items"]]
+        sizes.append((len(answer.data["items"]), answer.data["total"]))
+        link = answer.headers.get("link", "")
+        path = link.removeprefix("<").removesuffix('>; rel="next"')
+        if path:
+            assert link == f'<{path}>; rel="next"'
+            asked = dict(parse_qsl(urlsplit(path).query))
+            assert asked.pop("before")
+            assert asked == {"workspace_id": workspace, "status": "offline", "limit": "3"}
+            # Also that on which the list goes on may leave, and others come.
+            rest.ask("DELETE", f"/v2/agents/{found[-1]}")
+            rest.create(workspace)
+    assert found == made[::-1][1:]
+    assert sizes == [(3, 7), (3, 7)]
+
+
+def test_a_page_goes_on_in_one_way_only(rest: Rest) -> None:
+    rest.create()
+    rest.create()
+    link = rest.ask("GET", "/v2/agents?limit=1").headers["link"]
+    path = link.removeprefix("<").removesuffix('>; rel="next"')
+    assert rest.ask("GET", f"{path}&offset=0").status == 200
+    answer = rest.ask("GET", f"{path}&offset=1")
+    assert refusal(answer) == (400, "INVALID_REQUEST")
+    assert answer.message.startswith("before: expected")
+    assert refusal(rest.ask("GET", f"{path}&before=x")) == (400, "INVALID_REQUEST")
+
+
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=101", "limit=many", "limit=", "limit=1.5", "offset=-1", "status=asleep", "status="]
+    "query",
+    [
+        "before=",
+        "before=agent-1",
+        "before=%FF",
+        "before=W10%3D",
+        "offset=1000000001",
+        "limit=0",
+        "limit=101",
+        "limit=many",
+        "limit=",
+        "limit=1.5",
+        "offset=-1",
+        "status=asleep",
+        "status=",
+    ],
 )
 def test_a_query_that_cannot_be_is_400_with_its_name(rest: Rest, query: str) -> None:
     answer = rest.ask("GET", f"/v2/agents?{query}")
@@ -284,7 +335,8 @@ BAD: list[tuple[str, bytes, str, str]] = [
     ("no number", b'{"name":NaN}', "INVALID_REQUEST", "$: not JSON"),
     ("half a character", b'{"name":"x\\ud800yyyyyyyy"}', "INVALID_REQUEST", "$: not JSON"),
     ("a list", b"[]", "INVALID_REQUEST", "$: expected object, got array"),
-    ("nested", b'{"soul":{"a":' + b"[" * 100_000, "INVALID_REQUEST", "$: nested too deeply"),
+    ("nested", b'{"soul":{"a":' + b"[" * 60_000, "INVALID_REQUEST", "$: nested too deeply"),
+    ("many values", b'{"soul":{"a":' + b"[]," * 300_000, "INVALID_REQUEST", "$: expected at most 65536 values"),
     ("no name", b'{"workspace_id":"ws-456"}', "INVALID_AGENT_NAME", "Agent name must be 1-255 characters"),
     ("no workspace", b'{"name":"x"}', "INVALID_REQUEST", "$.workspace_id: required"),
     ("an unknown field", b'{"name":"x","workspace_id":"ws-456","nam":1}', "INVALID_REQUEST", "$.nam: no such field"),
@@ -332,6 +384,28 @@ def test_a_body_that_httptools_throws_away_is_not_called_broken(rest: Rest) -> N
     assert b"Upgrade: a request with a body cannot ask for another protocol" in answer
 
 
+@pytest.mark.parametrize(
+    ("section", "path"),
+    [
+        ({"soul": []}, "$.soul"),
+        ({"shield": []}, "$.shield"),
+        ({"shield": {"filesystem": "x"}}, "$.shield.filesystem"),
+        ({"shield": {"filesystem": {"allowed_paths": ["/x", 5]}}}, "$.shield.filesystem.allowed_paths[1]"),
+        ({"shield": {"files": {}}}, "$.shield.files"),
+        ({"shield": {"version": "1.0"}}, "$.shield.version"),
+    ],
+    ids=str,
+)
+def test_what_has_not_the_shape_of_an_agent_is_the_requests_fault(
+    rest: Rest, agent: str, section: dict[str, Any], path: str
+) -> None:
+    draft = {"name": "x", "workspace_id": "ws-456"}
+    for answer in (rest.ask("POST", "/v2/agents", draft | section), rest.ask("PUT", agent, section)):
+        assert refusal(answer) == (400, "INVALID_REQUEST")
+        assert answer.message.startswith(f"{path}: ")
+    assert rest.ask("GET", f"{agent}/shield").data == {"version": "2.0"}
+
+
 def test_what_is_wrong_in_a_soul_or_a_shield_has_a_code_of_its_own(rest: Rest, agent: str) -> None:
     deep: dict[str, Any] = {}
     for _ in range(40):
@@ -361,7 +435,7 @@ def test_what_is_wrong_in_a_soul_or_a_shield_has_a_code_of_its_own(rest: Rest, a
         ("application/merge-patch+json", 200),
         ("application/json; charset=latin-1", 415),
         ("text/plain", 415),
-        ("application/x-www-form-urlencoded", 415),
+        ("application/x-www-form-urlencoded", 200),
         ("application/yaml", 415),
         ("", 200),
     ],
@@ -455,12 +529,14 @@ BOMBS: list[tuple[str, bytes, int]] = [
     (YAML, b"{a: " * 16_000, 400),
     (YAML, b"- " * 32_000, 400),
     (YAML, b"? " * 32_000, 400),
-    (YAML, b"a: [" + b"1," * 32_000 + b"]", 200),
+    (YAML, b"a: [" + b"1," * 32_000 + b"]", 400),
+    (YAML, b"a: [" + b"{}," * 9_999 + b"]", 200),
     (YAML, b"a: " + b"x" * 65_000, 200),
     (YAML, b"a: " + b"x" * 65_536, 413),
     ("application/json", b'{"a":' * 13_000, 400),
     ("application/json", b'{"a":' + b"[" * 32_000 + b"]" * 32_000 + b"}", 400),
-    ("application/json", b'{"a":[' + b"{}," * 21_000 + b"{}]}", 200),
+    ("application/json", b'{"a":[' + b"{}," * 21_000 + b"{}]}", 400),
+    ("application/json", b'{"a":[' + b"{}," * 9_998 + b"{}]}", 200),
     ("application/json", b"x" * 8_000_000, 413),
 ]
 

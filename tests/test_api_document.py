@@ -122,6 +122,18 @@ def test_bounds_stand_in_the_document_as_they_are_checked(document: Any) -> None
     assert (name["minLength"], name["maxLength"]) == (1, 255)
 
 
+def test_a_list_says_how_its_pages_stay_right(document: Any) -> None:
+    listing = described(document, OPERATIONS[0])
+    said = {each["name"]: each["description"] for each in listing["parameters"]}
+    assert "shift" in said["offset"]
+    assert "`Link`" in said["before"]
+    assert "Link" in listing["responses"]["200"]["headers"]
+    assert all(
+        "Link" not in response["headers"] for status, response in listing["responses"].items() if status != "200"
+    )
+    assert "Link" not in described(document, OPERATIONS[1])["responses"]["201"]["headers"]
+
+
 def test_any_page_may_read_it_without_a_token(shared_node: Node) -> None:
     assert http(shared_node.http("/openapi.json"))[1]["access-control-allow-origin"] == "*"
 

@@ -140,7 +140,7 @@ async def test_any_origin_may_ask_unless_there_is_a_list() -> None:
     assert "access-control-allow-origin" not in (await ask(well)).headers
     said = await ask(well, Origin=ORIGIN)
     assert said.headers["access-control-allow-origin"] == "*"
-    assert said.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After"
+    assert said.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After, Link"
 
 
 async def test_a_list_of_origins_names_who_may() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from broker import Invalid
-from gateway.api.yaml import MAX_DEPTH, read
+from broker.agents.documents import MAX_SOUL_DEPTH, MAX_SOUL_VALUES, changed_soul
+from gateway.api.yaml import read
 
 SOUL = """
 name: DataBot v2
@@ -38,7 +39,12 @@ def test_a_soul_is_read_as_it_stands() -> None:
         ("yes", "yes"),
         ("on", "on"),
         ("010", 10),
-        ("0x1F", "0x1F"),
+        ("0x1F", 31),
+        ("0o14", 12),
+        ("0o18", "0o18"),
+        ("0b11", "0b11"),
+        ("-0x1F", "-0x1F"),
+        ("0X1F", "0X1F"),
         ("1_000", "1_000"),
         ("12:30", "12:30"),
         ("2026-03-27", "2026-03-27"),
@@ -81,6 +87,9 @@ def test_keys_are_texts(key: str) -> None:
         ("a: .NaN", "$.a", "a number"),
         ("a: 1e999", "$.a", "a number"),
         ("a: " + "9" * 400, "$.a", "a number"),
+        ("a: 0x" + "9" * 400, "$.a", "a number"),
+        ("a: {b: [1], c: 2, c: 3}", "$.a", "twice"),
+        ("a: [{b: 1}, [2], &x 3]", "$.a[2]", "anchors"),
         ("", "$", "nothing"),
         ("# only a comment", "$", "nothing"),
         ("- 1", "$", "an object"),
@@ -99,11 +108,27 @@ def test_what_json_cannot_say_is_refused_with_its_place(text: str, path: str, re
     assert reason in refused.value.reason
 
 
-def test_depth_is_bounded() -> None:
-    deep = "{a: " * (MAX_DEPTH - 1) + "{}" + "}" * (MAX_DEPTH - 1)
-    assert read(deep)
-    with pytest.raises(Invalid, match="nested deeper than 32 levels"):
+def test_depth_is_bounded_as_in_json() -> None:
+    deep = "{a: " * (MAX_SOUL_DEPTH - 1) + "{b: 1}" + "}" * (MAX_SOUL_DEPTH - 1)
+    assert changed_soul({}, read(deep)) == read(deep)
+    with pytest.raises(Invalid, match="expected at most 32 levels of nesting") as refused:
         read(f"{{a: {deep}}}")
+    assert refused.value.path == "$" + ".a" * MAX_SOUL_DEPTH
+
+
+@pytest.mark.parametrize("value", ["1,", "[],", "{},", "{a: []},"])
+def test_values_are_bounded_as_in_json(value: str) -> None:
+    count = (MAX_SOUL_VALUES - 1) // (1 + value.count("a"))  # the list is one too
+    full = "a: [" + value * count + "]"
+    assert changed_soul({}, read(full)) == read(full)
+    with pytest.raises(Invalid, match=r"^\$: expected at most 10000 values$"):
+        read("a: [" + value * (count + 1) + "]")
+
+
+def test_no_more_is_parsed_than_a_soul_may_have() -> None:
+    """What is behind could not be read at all."""
+    with pytest.raises(Invalid, match="values"):
+        read("a: [" + "1," * 2 * MAX_SOUL_VALUES + "&")
 
 
 LAUGHS = "a: &a [x, x]\n" + "".join(

@@ -130,7 +130,10 @@ def ndjson(*lines: Any) -> bytes:
 
 
 async def test_each_command_explains_itself_and_the_settings_that_it_reads(shell: Shell) -> None:
-    commands = ("dev", "serve", "token", "publish", "tail", "worker", "key create", "key list", "key revoke")
+    commands = (
+        "dev", "serve", "token", "publish", "tail", "worker", "key create", "key list", "key revoke",
+        "agent list", "agent show", "agent create", "agent delete",
+    )  # fmt: skip
     overall, *helps = await asyncio.gather(
         shell.run("--help"), *(shell.run(*command.split(), "--help") for command in commands)
     )
@@ -312,6 +315,29 @@ async def test_agents_are_listed_for_people_and_for_programs_until_they_are_dele
     assert (gone.status, gone.out) == (0, f"{first} is deleted\n")
     left = await shell.run(*listing, "--json")
     assert [json.loads(line)["id"] for line in left.lines] == [second]
+    for more in ((), ("--purge",)):
+        told = await shell.run("agent", "delete", second, "--workspace", WORKSPACE, "--json", *more)
+        assert (told.status, told.err, len(told.lines)) == (0, "", 1)
+        assert json.loads(told.out) == {"id": second, "deleted": True, "purged": bool(more)}
+
+
+async def test_what_could_steer_a_terminal_is_shown_escaped(shell: Shell, broker: Broker) -> None:
+    name, shown = "a\x1b[2J\n\x9b\u202eb\tü 한", r"a\x1b[2J\n\x9b\u202eb\tü 한"
+    draft = Draft(name=name, workspace_id=WORKSPACE, soul={"said": "\x9b\u202e"})
+    agent_id = (await broker.agents.create(WORKSPACE, draft)).id
+    where = ("--workspace", WORKSPACE)
+    table, all_of_it, line = await asyncio.gather(
+        shell.run("agent", "list", *where),
+        shell.run("agent", "show", agent_id, *where),
+        shell.run("agent", "list", *where, "--json"),
+    )
+    assert len(table.lines) == 2
+    assert f"{agent_id}  {shown}  offline" in table.lines[1]
+    assert f"{'name':13}  {shown}" in all_of_it.lines
+    assert '  "said": "\\x9b\\u202e"' in all_of_it.lines
+    for ended in (table, all_of_it):
+        assert all(line.isprintable() for line in ended.out.split("\n"))
+    assert json.loads(line.out)["name"] == name
 
 
 async def test_a_long_list_of_agents_is_whole(shell: Shell, broker: Broker) -> None:
@@ -524,8 +550,11 @@ class Tail:
         return self
 
     async def complaint(self) -> str:
+        """The next line that it says, but asyncio's of slow turns (see `Ended.complaint`)."""
         async with asyncio.timeout(20):
-            return str((await self.process.stderr.readline()).decode().strip())
+            while "asyncio: Executing" in (line := (await self.process.stderr.readline()).decode()):
+                pass
+            return str(line.strip())
 
 
 StartTail = Callable[..., contextlib.AbstractAsyncContextManager[Tail]]

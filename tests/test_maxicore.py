@@ -566,6 +566,13 @@ async def test_ten_bad_messages_in_a_row_end_the_connection(stage: Stage) -> Non
         assert errors(client.messages) == ["INVALID_MESSAGE"] * 10
 
 
+async def test_an_unknown_type_is_told_what_may_be_said(stage: Stage) -> None:
+    async with stage.client() as client:
+        [answer] = await ask(client, {"type": "dance"})
+    said = "auth, subscribe, unsubscribe, ping, pong, task.started, task.progress, task.completed, task.failed, "
+    assert answer["error"]["message"] == f"$.type: expected one of {said}command.completed, command.failed"
+
+
 # --- Heartbeat and idleness ---
 
 

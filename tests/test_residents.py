@@ -149,6 +149,21 @@ async def test_an_agent_that_vanished_without_a_word_is_taken_to_have_left_by_th
         assert node.metric("trunkline_connections_closed_total", code="1008") == 1
 
 
+async def test_a_deleted_agent_is_cut_off_when_it_speaks(node: Node) -> None:
+    """Before the beat that would find it out; what comes behind its first word is nobody's."""
+    async with connected(node) as broker, maxicore(node, token()) as watcher:
+        agent = (await broker.agents.create(WORKSPACE, Draft(name="Alpha", workspace_id=WORKSPACE))).id
+        await watcher.subscribe(event_types=["task.progress"])
+        await watcher.synchronise()
+        async with maxicore(node, own(agent)) as client:
+            await client.synchronise()
+            await broker.agents.delete(OURS, agent)
+            for step in range(20):
+                await client.send({"type": "task.progress", "task_id": "t", "step": step, "total_steps": 20})
+            assert (await client.closed())[0] == 1008
+        assert len(await watcher.synchronise()) <= 1
+
+
 async def test_a_deleted_agents_connection_ends_and_its_token_opens_none(node: Node) -> None:
     async with connected(node) as broker:
         agent = (await broker.agents.create(WORKSPACE, Draft(name="Alpha", workspace_id=WORKSPACE))).id

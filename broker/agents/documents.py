@@ -8,7 +8,10 @@ Both are kept as JSON, in the order in which their keys came. A soul is anything
 Paths in `Invalid` begin at the agent: `$.soul.memory`, `$.shield.filesystem`.
 """
 
+from collections import deque
+from collections.abc import Collection, Iterable
 from math import isfinite
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -17,10 +20,15 @@ from ..errors import Invalid
 from ..shield import validate
 
 MAX_SOUL_BYTES = 64 * 1024
-MAX_SOUL_DEPTH = 32
+MAX_SOUL_DEPTH = 32  # levels of objects and arrays, the soul itself among them
+MAX_SOUL_VALUES = 10_000  # in its objects and arrays, at all depths together: each takes time, however short it is
+TOO_DEEP = f"expected at most {MAX_SOUL_DEPTH} levels of nesting"
+TOO_MANY = f"expected at most {MAX_SOUL_VALUES} values"
+_TOO_LARGE = f"expected at most {MAX_SOUL_BYTES} bytes of JSON"
 _MAX_PATH_CHARACTERS = 200
 
-_TOO_LARGE = f"expected at most {MAX_SOUL_BYTES} bytes of JSON"
+_NESTS = (dict, list)
+_JSON = (*_NESTS, str, int, float, NoneType)
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +44,12 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_soul(old: dict[str, Any], new: object) -> dict[str, Any]:
-    """The soul `old` with what `new` says. Raises `Invalid`. Two that fit may be too large together: `write_soul`."""
-    return merge(old, _checked(new))
+    """The soul `old` with what `new` says. Raises `Invalid`. It may yet be too large: `write_soul`."""
+    if not isinstance(new, dict):
+        raise Invalid("$.soul", f"expected object, got {type(new).__name__}")
+    soul = merge(old, new)
+    _check(soul)
+    return soul
 
 
 def write_soul(soul: dict[str, Any]) -> bytes:
@@ -61,32 +73,54 @@ def changed_shield(old: dict[str, Any], new: object) -> dict[str, Any]:
         raise Invalid(error.path.replace("$", "$.shield", 1), error.reason) from error
 
 
-def _checked(soul: object) -> dict[str, Any]:
-    """Whether all of `soul` is JSON. It takes no more steps than a soul has bytes, whatever refers to itself in it."""
-    if not isinstance(soul, dict):
-        raise Invalid("$.soul", f"expected object, got {type(soul).__name__}")
-    waiting: list[tuple[Any, str, int]] = [(soul, "$.soul", 1)]
-    steps = 0
-    while waiting:
-        value, path, depth = waiting.pop()
-        steps += 1
-        if steps > MAX_SOUL_BYTES or (isinstance(value, dict | list) and len(value) > MAX_SOUL_BYTES):
-            raise Invalid("$.soul", _TOO_LARGE)
-        if isinstance(value, dict | list):
-            if depth > MAX_SOUL_DEPTH:
-                raise Invalid("$.soul", f"expected at most {MAX_SOUL_DEPTH} levels of nesting")
-            waiting += [(inner, inside, depth + 1) for inner, inside in _members(value, path)]
-        elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))):
-            raise Invalid(path, f"expected JSON, got {type(value).__name__}")
-    return soul
+def _check(soul: dict[str, Any]) -> None:
+    """Whether all of `soul` is JSON, within its bounds, even where it refers to itself. Raises `Invalid`.
+
+    Level by level, all values of a level at once: the loop waits for it, and one token may send ten souls a second.
+    """
+    level: list[Any] = [soul]
+    left = MAX_SOUL_VALUES
+    for _ in range(MAX_SOUL_DEPTH):
+        left -= sum(map(len, level))
+        if left < 0:
+            raise Invalid("$.soul", TOO_MANY)
+        keys = [key for outer in level if isinstance(outer, dict) for key in outer]
+        values = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
+        if not (_are_texts(keys) and _are_json(values)):
+            raise _wrong(soul)
+        level = [value for value in values if isinstance(value, _NESTS)]
+        if not level:
+            return
+    raise Invalid("$.soul", TOO_DEEP)
 
 
-def _members(value: dict[Any, Any] | list[Any], path: str) -> list[tuple[Any, str]]:
+def _are_texts(keys: Iterable[object]) -> bool:
+    return all(issubclass(kind, str) for kind in set(map(type, keys)))
+
+
+def _are_json(values: Collection[object]) -> bool:
+    """Whether each may stand in JSON; of an object or an array only that it is one."""
+    is_known = all(issubclass(kind, _JSON) for kind in set(map(type, values)))
+    return is_known and all(isfinite(value) for value in values if isinstance(value, float))
+
+
+def _wrong(soul: dict[str, Any]) -> Invalid:
+    """What is no JSON in `soul`, nearest to its root. Paths are made here alone: in a good soul nobody needs any."""
+    waiting: deque[tuple[Any, str]] = deque([(soul, "$.soul")])
+    while True:
+        outer, path = waiting.popleft()
+        if isinstance(outer, dict) and not _are_texts(outer):
+            return Invalid(path, "expected text as keys")
+        for inner, inside in _members(outer, path):
+            if not _are_json((inner,)):
+                return Invalid(inside, f"expected JSON, got {type(inner).__name__}")
+            if isinstance(inner, _NESTS):
+                waiting.append((inner, inside))
+
+
+def _members(outer: dict[str, Any] | list[Any], path: str) -> Iterable[tuple[Any, str]]:
     """What is in an object or an array, each with its path."""
     path = path if len(path) <= _MAX_PATH_CHARACTERS else f"{path[:_MAX_PATH_CHARACTERS]}…"
-    if isinstance(value, list):
-        return [(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
-    for key in value:
-        if not isinstance(key, str):
-            raise Invalid(path, f"expected text as keys, got {type(key).__name__}")
-    return [(inner, f"{path}.{key}") for key, inner in value.items()]
+    if isinstance(outer, dict):
+        return ((inner, f"{path}.{key}") for key, inner in outer.items())
+    return ((inner, f"{path}[{index}]") for index, inner in enumerate(outer))

@@ -9,6 +9,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Mode = Annotated[str, Meta(min_length=1, max_length=255)]
 Status = Literal["online", "offline", "error"]
 
+# Of what a list may be asked for. Past this offset nobody has agents.
+MAX_LIMIT = 100
+MAX_OFFSET = 1_000_000_000
+
 
 class Draft(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An agent to be made."""
@@ -73,7 +77,8 @@ class Agent(msgspec.Struct, kw_only=True):
 
 
 class Page(NamedTuple):
-    """A part of a list; `total` counts all that match."""
+    """A part of a list; `total` counts all that match. `next` is where the list goes on; None: nowhere."""
 
     items: list[Summary]
     total: int
+    next: str | None

@@ -26,11 +26,12 @@ from ..events import Event, pack
 from ..keyspace import STATE_SECONDS, check_id, check_workspace
 from ..patience import pause
 from ..script import Script
+from .anchor import Anchor
 from .asking import PATIENCE_SECONDS, ask
 from .documents import changed_shield, changed_soul, write_soul
 from .errors import AgentMissing
 from .guard import Guard
-from .model import Agent, Created, Draft, Page, Paired, Patch, Status
+from .model import MAX_LIMIT, MAX_OFFSET, Agent, Created, Draft, Page, Paired, Patch, Status
 from .pairing import PAIRING_SECONDS, hash_of, make_key
 from .purge import Purge
 from .records import FIELDS, SUMMARY_FIELDS, Record, read
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from ..broker import Broker
     from ..shield import Action, Allowed, Resolve, Violation
 
-MAX_LIMIT = 100
-# Past this nobody has agents; Redis counts no further than 64 bits.
-_MAX_OFFSET = 2**31
 _SHORTEST, _LONGEST = 0.001, 0.02
 
 Fields = Mapping[str, str | bytes]
@@ -91,30 +89,29 @@ class Agents:
         return (await self._find(workspaces, agent_id)).agent()
 
     async def list(
-        self, workspaces: frozenset[str], status: Status | None = None, limit: int = 20, offset: int = 0
+        self,
+        workspaces: frozenset[str],
+        status: Status | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        before: str | None = None,
     ) -> Page:
-        """Up to `limit` (1 to 100) agents, newest first, after the first `offset` of those that match.
+        """Up to `limit` (1 to 100) agents that match, newest first: after the first `offset`, or behind `before`.
 
-        Raises `Invalid`: `$.limit`, `$.offset`, `$.status`.
+        `before` is the `next` of the page before. Whoever goes from page to page by it finds every agent that was there
+        throughout, with this `status`, exactly once; by `offset`, agents that come show others twice, and those that go
+        hide others. A page may have fewer items, or none, and yet a `next`: where agents were deleted just then.
+        Raises `Invalid`: `$.limit`, `$.offset`, `$.status`, `$.before`.
         """
-        _check_stretch(status, limit, offset)
-        names, offset = sorted(workspaces), min(offset, _MAX_OFFSET)
-        # Of several workspaces each may have all that is asked for.
-        stretch = (offset, limit) if len(names) == 1 else (0, offset + limit)
-        keys = self._keys
-        asked = {None: keys.agents, "online": keys.online, "offline": keys.offline, "error": keys.errors}[status]
-        calls = [([keys.presence(name), keys.online(name), keys.offline(name), asked(name)], stretch) for name in names]
-        answers = await ask(lambda: self._list.run_many(calls))
-        found = [
-            (int(place), name, agent.decode())
-            for name, answer in zip(names, answers, strict=True)
-            for agent, place in zip(answer[1::2], answer[2::2], strict=True)
-        ]
-        found = found if len(names) == 1 else sorted(found, reverse=True)[offset : offset + limit]
-        records = await self._read([(workspace, agent_id) for _, workspace, agent_id in found], SUMMARY_FIELDS)
+        _check_stretch(status, limit, offset, before)
+        anchor = None if before is None else Anchor.read(before)
+        # One more than is shown tells whether there is more.
+        found, total = await self._match(workspaces, status, anchor, offset, limit + 1)
+        records = await self._read([(workspace, at.agent_id) for at, workspace in found[:limit]], SUMMARY_FIELDS)
         # One that was deleted a moment ago is none any more.
         items = [record.summary(status) for record in records if record.is_created]
-        return Page(items, sum(int(answer[0]) for answer in answers) - len(records) + len(items))
+        next_ = found[limit - 1][0].text if len(found) > limit else None
+        return Page(items, total - len(records) + len(items), next_)
 
     async def update(self, workspaces: frozenset[str], agent_id: str, patch: Patch, *, by: str | None = None) -> Agent:
         """Change what `patch` gives: sections of soul and shield are merged. Raises `AgentMissing`, `Invalid`."""
@@ -211,6 +208,28 @@ class Agents:
             if record.is_created or (deleted_too and record.is_deleted):
                 return record
         raise AgentMissing(agent_id)
+
+    async def _match(
+        self, workspaces: frozenset[str], status: Status | None, anchor: Anchor | None, offset: int, count: int
+    ) -> tuple[Sequence[tuple[Anchor, str]], int]:
+        """Up to `count` agents with their workspaces, newest first, and how many match in all.
+
+        They are those behind `anchor`, but the first `offset` of them.
+        """
+        keys, names = self._keys, sorted(workspaces)
+        asked = {None: keys.agents, "online": keys.online, "offline": keys.offline, "error": keys.errors}[status]
+        # Of several workspaces each may have all that is asked for. One more: the anchor itself may be there.
+        skipped = offset if len(names) == 1 else 0
+        stretch = (skipped, offset - skipped + count + 1, "+inf" if anchor is None else anchor.place)
+        calls = [([keys.presence(name), keys.online(name), keys.offline(name), asked(name)], stretch) for name in names]
+        answers = await ask(lambda: self._list.run_many(calls))
+        found = [
+            (Anchor(int(place), agent.decode()), name)
+            for name, answer in zip(names, answers, strict=True)
+            for agent, place in zip(answer[1::2], answer[2::2], strict=True)
+        ]
+        behind = sorted((each for each in found if anchor is None or each[0] < anchor), reverse=True)
+        return behind[offset - skipped :][:count], sum(int(answer[0]) for answer in answers)
 
     async def _read(self, agents: Sequence[tuple[str, str]], fields: Sequence[str] = FIELDS) -> Sequence[Record]:
         """The records of agents by workspace and id, whether they are there or not; of each these fields.
@@ -318,13 +337,15 @@ def _checked_name(name: object) -> str:
     return name
 
 
-def _check_stretch(status: object, limit: int, offset: int) -> None:
+def _check_stretch(status: object, limit: int, offset: int, before: str | None) -> None:
     if status not in (None, "online", "offline", "error"):
         raise Invalid("$.status", "expected online, offline or error")
     if not 1 <= limit <= MAX_LIMIT:
         raise Invalid("$.limit", f"expected 1 to {MAX_LIMIT}")
-    if offset < 0:
-        raise Invalid("$.offset", "expected 0 or more")
+    if not 0 <= offset <= MAX_OFFSET:
+        raise Invalid("$.offset", f"expected 0 to {MAX_OFFSET}")
+    if before is not None and offset:
+        raise Invalid("$.before", "expected no offset besides")
 
 
 def _patched(record: Record, patch: Patch) -> Fields:

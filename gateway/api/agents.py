@@ -6,10 +6,12 @@ name is refused, never silently empty.
 
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from msgspec import UNSET
 
+from broker import Invalid
 from broker.agents import AgentMissing
 from broker.agents.documents import MAX_SOUL_BYTES
 from broker.agents.model import Agent, Draft, Patch
@@ -21,12 +23,15 @@ from .answers import (
     FORBIDDEN,
     INVALID_AGENT_NAME,
     INVALID_PAIRING_KEY,
+    INVALID_REQUEST,
     INVALID_SHIELD,
     INVALID_SOUL,
     UNAVAILABLE,
     Failure,
+    Headed,
     Problem,
 )
+from .bodies import checked
 from .operations import Call, Operation
 from .shapes import Identity, Items, Listing, Made, Pairing, Removal, Shield, Soul
 
@@ -36,14 +41,16 @@ READ, WRITE = "agents:read", "agents:write"
 AGENT_SCOPE = "agents:read events:write"
 
 
-async def list_agents(call: Call) -> Items:
+async def list_agents(call: Call) -> Headed:
     asked: Listing = call.query
     workspaces = call.workspaces
     if asked.workspace_id is not UNSET:
         workspaces = frozenset((_own(call, asked.workspace_id, "workspace_id"),))
     status = None if asked.status is UNSET else asked.status
-    page = await call.agents.list(workspaces, status=status, limit=asked.limit, offset=asked.offset)
-    return Items(list(page.items), page.total, asked.limit, asked.offset)
+    before = None if asked.before is UNSET else asked.before
+    page = await call.agents.list(workspaces, status, asked.limit, asked.offset, before)
+    headers = {} if page.next is None else {"Link": _link(asked, page.next)}
+    return Headed(Items(page.items, page.total, asked.limit, asked.offset), headers)
 
 
 async def get_agent(call: Call) -> Agent:
@@ -52,12 +59,16 @@ async def get_agent(call: Call) -> Agent:
 
 async def create_agent(call: Call) -> Made:
     draft: Draft = call.body
+    _check_shape(draft.shield)
     created = await call.agents.create(_own(call, draft.workspace_id, "$.workspace_id"), draft, by=call.by)
     return Made(created.id, created.name, created.pairing_key)
 
 
 async def update_agent(call: Call) -> Agent:
-    return await call.agents.update(call.workspaces, call.agent_id, call.body, by=call.by)
+    patch: Patch = call.body
+    if patch.shield is not UNSET:
+        _check_shape(patch.shield)
+    return await call.agents.update(call.workspaces, call.agent_id, patch, by=call.by)
 
 
 async def delete_agent(call: Call) -> None:
@@ -89,11 +100,26 @@ async def pair_agent(call: Call) -> Identity:
     return Identity(agent, paired.workspace, paired.name, sign(settings, claims), seconds)
 
 
+def _link(asked: Listing, before: str) -> str:
+    """Where what was `asked` for goes on (RFC 8288)."""
+    query = {"workspace_id": asked.workspace_id, "status": asked.status, "limit": asked.limit, "before": before}
+    given = {name: value for name, value in query.items() if value is not UNSET}
+    return f'</v2/agents?{urlencode(given)}>; rel="next"'
+
+
 def _own(call: Call, workspace: str, path: str) -> str:
     """A workspace that the token names. Raises `Failure`."""
     if workspace not in call.workspaces:
         raise Failure(FORBIDDEN, f"{path}: the token does not name this workspace")
     return workspace
+
+
+def _check_shape(shield: dict[str, Any]) -> None:
+    """What has not the shape of an agent is the request's fault, also in its shield. Raises `Failure` with the path."""
+    try:
+        checked(lambda: msgspec.convert(shield, Shield))
+    except Invalid as error:
+        raise Failure(INVALID_REQUEST, f"$.shield{error.path.removeprefix('$')}: {error.reason}") from None
 
 
 _AGENT = "/v2/agents/{agent_id}"

@@ -73,11 +73,19 @@ class Failure(Exception):  # noqa: N818
         return _response(self.body, self.problem.status, self.headers)
 
 
-def success(data: Any, status: int = HTTPStatus.OK) -> Response:
-    """The answer that carries `data`; for 204 there is nothing to carry."""
+class Headed(NamedTuple):
+    """What an operation answers, with headers besides."""
+
+    data: Any
+    headers: Mapping[str, str]
+
+
+def success(answer: Any, status: int = HTTPStatus.OK) -> Response:
+    """The answer that carries `answer`, which may be `Headed`; for 204 there is nothing to carry."""
     if status == HTTPStatus.NO_CONTENT:
         return Response(status_code=status)
-    return _response({"success": True, "data": data}, status, {})
+    data, headers = answer if isinstance(answer, Headed) else (answer, {})
+    return _response({"success": True, "data": data}, status, headers)
 
 
 def _response(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> Response:

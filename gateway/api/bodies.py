@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -12,13 +13,23 @@ from broker import Invalid
 
 from ..dialects.reading import may_be_told
 from . import yaml
-from .answers import INVALID_REQUEST, PAYLOAD_TOO_LARGE, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE, Failure
+from .answers import INVALID_REQUEST, PAYLOAD_TOO_LARGE, REQUEST_TIMEOUT, UNAVAILABLE, UNSUPPORTED_MEDIA_TYPE, Failure
 
 JSON = "application/json"
+# What `curl -d` says of whatever it sends. A page in a browser could say it too, of a form, but it has no token to add.
+FORM = "application/x-www-form-urlencoded"
 YAML = ("application/yaml", "application/x-yaml", "text/yaml")
 
 # A body that never ends would be held for ever.
 READ_SECONDS = 30.0
+
+# YAML takes many times as long as JSON, so it is read in a thread: in one, since each more would take its turns from
+# the loop, and so from everybody. Whoever has waited for it so long is told to come back.
+YAML_SECONDS = 3.0
+_yaml_thread = ThreadPoolExecutor(1, "yaml")
+
+# A body of a megabyte may hold 350,000 values, and a node would stand still for 70 ms; agents have far fewer.
+MAX_VALUES = 64 * 1024
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
@@ -59,18 +70,36 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 async def understand(body: bytes, content_type: str | None, kind: type[T], *, may_be_yaml: bool) -> T:
-    """The value of type `kind` in `body`. No content type is JSON's. Raises `Failure`, or `Invalid` with the path."""
+    """The value of type `kind` in `body`. No content type is JSON's, and so is the one that curl sends unasked.
+
+    Raises `Failure`, or `Invalid` with the path.
+    """
     name, _, parameters = (content_type or JSON).partition(";")
     name = name.strip().lower()
     if not _is_utf8(parameters):
         raise Failure(UNSUPPORTED_MEDIA_TYPE, "Content-Type: only UTF-8 is read")
-    if name == JSON or (name.startswith("application/") and name.endswith("+json")):
+    if name in (JSON, FORM) or (name.startswith("application/") and name.endswith("+json")):
+        _check_values(body)
         return checked(lambda: msgspec.json.decode(body, type=kind))
     if name in YAML and may_be_yaml:
-        # In a thread, since it takes a hundred times as long as JSON: others are not to wait for it.
-        value = await asyncio.to_thread(yaml.read, _text(body))
+        value = await _read_yaml(_text(body))
         return checked(lambda: msgspec.convert(value, kind))
     raise Failure(UNSUPPORTED_MEDIA_TYPE, f"Content-Type: expected {' or '.join((JSON, *YAML * may_be_yaml))}")
+
+
+def _check_values(body: bytes) -> None:
+    """Raises `Invalid` for more than a node is to decode, told by the signs in front of values, in texts as well."""
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_VALUES:
+        raise Invalid("$", f"expected at most {MAX_VALUES} values")
+
+
+async def _read_yaml(text: str) -> dict[str, Any]:
+    """Raises `Invalid`, and `Failure` when its turn does not come in `YAML_SECONDS`."""
+    try:
+        async with asyncio.timeout(YAML_SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(_yaml_thread, yaml.read, text)
+    except TimeoutError:
+        raise Failure(UNAVAILABLE, "Too much YAML at once. JSON is read at any time") from None
 
 
 def checked(make: Callable[[], T]) -> T:

@@ -172,11 +172,17 @@ def _query(request: Request, kind: type[Q]) -> Q:
     try:
         return checked(lambda: msgspec.convert(dict(given), kind, strict=False))
     except Invalid as error:
-        raise Failure(INVALID_REQUEST, f"{error.path.removeprefix('$.')}: {error.reason}") from None
+        raise _wrong_query(error) from None
+
+
+def _wrong_query(error: Invalid) -> Failure:
+    return Failure(INVALID_REQUEST, f"{error.path.removeprefix('$.')}: {error.reason}")
 
 
 def _wrong(operation: Operation, error: Invalid) -> Failure:
     """What a client hears of a value that the registry does not take, by its path in the agent."""
+    if operation.body is None:
+        return _wrong_query(error)
     if error.path == "$.name":
         return Failure(INVALID_AGENT_NAME)
     problem = operation.fault

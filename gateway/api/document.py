@@ -11,6 +11,7 @@ from . import answers
 from .answers import Problem
 from .bodies import JSON, YAML
 from .operations import NoQuery, Operation
+from .shapes import Items
 
 _REF = "#/components/schemas/{name}"
 _SECURITY = {
@@ -26,11 +27,17 @@ _HEADERS = {
     "X-Request-Id": ("string", "names this request in our logs: yours, or one that we made"),
     "Retry-After": ("integer", "seconds after which it is worth to come back"),
     "WWW-Authenticate": ("string", "how to authenticate"),
+    "Link": (
+        "string",
+        'as long as there is more: `<…>; rel="next"` (RFC 8288) with the path and query of the next page. Whoever '
+        "follows it finds each agent that was there throughout, with this status, once, whatever comes and goes",
+    ),
 }
-_HEADERS_OF = {
+_HEADERS_OF: dict[Any, tuple[str, ...]] = {  # by status, or by type of what is answered
     HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate",),
     HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After",),
     HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+    Items: ("Link",),
 }
 
 _AGENT_ID = {
@@ -112,7 +119,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _answer(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": operation.status.phrase, "headers": _headers(operation.status)}
+    described: dict[str, Any] = {"description": operation.status.phrase, "headers": _headers(operation.answer)}
     if operation.answer is not None:
         data = schema_of[operation.answer]
         schema = {
@@ -152,8 +159,9 @@ def _problem(status: HTTPStatus, problems: list[Problem]) -> dict[str, Any]:
     return {"description": status.phrase, "headers": _headers(status), "content": content}
 
 
-def _headers(status: HTTPStatus) -> dict[str, Any]:
-    names = ("X-Request-Id", *_HEADERS_OF.get(status, ()))
+def _headers(answered: Any) -> dict[str, Any]:
+    """Of a problem's status, or of the type of what is answered."""
+    names = ("X-Request-Id", *_HEADERS_OF.get(answered, ()))
     return {name: {"schema": {"type": _HEADERS[name][0]}, "description": _HEADERS[name][1]} for name in names}
 
 

@@ -83,7 +83,7 @@ class Front:
         cors = {"Access-Control-Allow-Origin": origin if allowed else "*"}
         if allowed:
             cors["Vary"] = "Origin"
-        return cors | {"Access-Control-Expose-Headers": "X-Request-Id, Retry-After"}
+        return cors | {"Access-Control-Expose-Headers": "X-Request-Id, Retry-After, Link"}
 
 
 class Exchange:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker.agents.model import Status, Summary
+from broker.agents.model import MAX_LIMIT, MAX_OFFSET, Status, Summary
 from broker.shield.validation import MAX_ENTRIES
 
 Soul = dict[str, Any]
@@ -45,6 +45,13 @@ class Shield(msgspec.Struct, forbid_unknown_fields=True):
     network: Network | UnsetType = UNSET
 
 
+_OFFSET = (
+    "after so many of the newest. Pages by offset shift when agents come and go: one may be shown twice, another not "
+    "at all. The header `Link` leads through pages that do not"
+)
+_BEFORE = "where an answer's header `Link` says that the list goes on; without an offset"
+
+
 class Listing(msgspec.Struct, frozen=True):
     """What the query of a list may say."""
 
@@ -52,8 +59,9 @@ class Listing(msgspec.Struct, frozen=True):
     status: (
         Annotated[Status, Meta(description="with this status only", extra_json_schema={"type": "string"})] | UnsetType
     ) = UNSET
-    limit: Annotated[int, Meta(ge=1, le=100, description="so many at most")] = 20
-    offset: Annotated[int, Meta(ge=0, le=1_000_000_000, description="after so many of the newest")] = 0
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="so many at most")] = 20
+    offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET, description=_OFFSET)] = 0
+    before: Annotated[str, Meta(description=_BEFORE)] | UnsetType = UNSET
 
 
 class Items(msgspec.Struct):

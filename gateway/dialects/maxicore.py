@@ -14,7 +14,7 @@ they answer in the manner of `task.completed` and `task.failed`:
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -119,14 +119,14 @@ class _CommandFailed(msgspec.Struct, tag="command.failed"):
 
 
 _Tasks = _TaskStarted | _TaskProgress | _TaskCompleted | _TaskFailed
-_decoder = msgspec.json.Decoder(
-    _Auth | _Subscribe | _Unsubscribe | _Ping | _Pong | _Tasks | _CommandCompleted | _CommandFailed
-)
+_Messages = _Auth | _Subscribe | _Unsubscribe | _Ping | _Pong | _Tasks | _CommandCompleted | _CommandFailed
+_NAMES = tuple(str(message.__struct_config__.tag) for message in get_args(_Messages))
+_decoder = msgspec.json.Decoder(_Messages)
 
 
 def decode(text: str) -> Request:
     """A client's message. Raises `Refused` with the path of what is wrong."""
-    message = read(_decoder, text, ("auth", "subscribe", "unsubscribe", "ping", "pong"))
+    message = read(_decoder, text, _NAMES)
     match message:
         case _Auth(token):
             return Authenticate(token)

@@ -170,6 +170,16 @@ async def test_update(rest: Rest, path: str, body: Body) -> None:
     assert answer.data == rest.ask("GET", path).data
 
 
+async def test_curl_may_leave_the_type_of_a_body_to_itself(rest: Rest, path: str) -> None:
+    """Then it says that it is a form."""
+    if shutil.which("curl") is None:
+        missing("curl is not installed")
+    headers = ("--header", f"Authorization: Bearer {rest.token}")
+    command = ("curl", "--silent", "--max-time", "10", "-X", "PUT", rest.node.http(path), *headers, "-d")
+    done = subprocess.run([*command, json.dumps(examples.UPDATE)], capture_output=True, check=True, timeout=20)
+    assert json.loads(done.stdout)["data"]["name"] == examples.UPDATE["name"]
+
+
 @pytest.mark.parametrize("query", ["", "?purge=false", "?purge=true"])
 async def test_delete(rest: Rest, path: str, query: str) -> None:
     answer = rest.ask("DELETE", path + query)
