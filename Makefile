@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check bench fleet clean
+.PHONY: help run test check bench fleet faults roll clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,12 @@ bench: $(VENV)/ready ## what a delivery and a request cost, as ratios to bare ba
 
 fleet: $(VENV)/ready ## Redis, two replicas and HAProxy on this machine, from the files in deploy/
 	$(BIN)/python deploy/fleet.py
+
+faults: $(VENV)/ready ## break a real fleet and look closely: SEED=7 [N=50] [SECONDS=20]
+	$(BIN)/python -m tests.faults --seed $(or $(SEED),1) --runs $(or $(N),1) --seconds $(or $(SECONDS),20)
+
+roll: $(VENV)/ready ## a deploy and a killed node under 2,000 clients: who is away for how long, what is late
+	$(BIN)/python -m tests.roll
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

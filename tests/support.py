@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: str =
 
 
 def http(url: str, headers: dict[str, str] | None = None, timeout: float = 5.0) -> tuple[int, dict[str, str], bytes]:
-    """GET: status, headers (by lower-case name), body. 0 when nobody answers."""
+    """GET: status, headers (by lower-case name), body. 0 when nobody answers, or not to the end."""
     request = urllib.request.Request(url, headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -65,7 +66,7 @@ def http(url: str, headers: dict[str, str] | None = None, timeout: float = 5.0) 
     except urllib.error.HTTPError as error:
         with error:
             return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
-    except OSError:
+    except (OSError, HTTPException):
         return 0, {}, b""
 
 

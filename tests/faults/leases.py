@@ -1,0 +1,43 @@
+"""What connections and agents hold in Redis, and whether anybody still holds it when all of them have gone."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from broker import Broker
+
+from ..agnt5_chaos_worker import ENDPOINT
+from .words import WORKSPACES
+
+LEASE_MS = 45_000  # of a connection, unless it is renewed
+
+
+class Held(NamedTuple):
+    """What is held now."""
+
+    renewed: int  # leases of connections that somebody has renewed though all had gone
+    dead: int  # leases that wait for their end, as their node was killed
+    present: int  # agents
+
+
+async def held(broker: Broker, users: Iterable[str], killed_ms: float) -> Held:
+    """`killed_ms`, by Redis' clock: when a node was killed last. What it held ends a lease's length later."""
+    holders = [f"agnt5:endpoint:{ENDPOINT}"]
+    for dialect in ("maxicore", "freeagentics"):
+        holders += [f"{dialect}:address:127.0.0.1", *(f"{dialect}:user:{user}" for user in users)]
+    ends: list[float] = []
+    for holder in holders:
+        leases: Any = await broker.redis.zrange(broker.keys.connections(holder), 0, -1, withscores=True)
+        ends += [end for _, end in leases]
+    now = await redis_ms(broker)
+    alive = [end for end in ends if end > now]
+    renewed = sum(end > killed_ms + LEASE_MS for end in alive)
+    present = 0
+    for workspace in WORKSPACES:
+        present += await broker.redis.zcount(broker.keys.presence(workspace), now, "+inf")
+    return Held(renewed, len(alive) - renewed, present)
+
+
+async def redis_ms(broker: Broker) -> float:
+    """Redis' own time."""
+    seconds, microseconds = await broker.redis.time()
+    return float(seconds) * 1000 + float(microseconds) / 1000
