@@ -5,7 +5,7 @@ Knows no socket.
 
 from .broker import Broker
 from .commands import Command
-from .errors import Invalid, TrunklineError, Unavailable
+from .errors import Invalid, TrunklineError, Unavailable, Unreplicated
 from .events import Event
 from .filters import Filter
 from .positions import Position
@@ -23,5 +23,6 @@ __all__ = [
     "Runs",
     "TrunklineError",
     "Unavailable",
+    "Unreplicated",
     "Worker",
 ]

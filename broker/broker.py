@@ -18,6 +18,7 @@ from .log import Log
 from .positions import Position
 from .presence import Presence
 from .producer import Producer
+from .replicas import Replicas
 
 LOG_EVENTS = 10_000
 LOG_SECONDS = 3600
@@ -51,8 +52,14 @@ class Broker:
         self.redis = addresses.client(address, name)
         self._reads = addresses.client(address, f"{name}-reads", retries=2)
         self.log = Log(self._reads, self.keys)
+        self._replicas = Replicas(address, self.keys, f"{name}-replicas")
         self.producer = Producer(
-            self.redis, self.keys, log_events=log_events, log_seconds=log_seconds, patience=patience_seconds
+            self.redis,
+            self.keys,
+            self._replicas,
+            log_events=log_events,
+            log_seconds=log_seconds,
+            patience=patience_seconds,
         )
         self.presence = Presence(self.redis, self.keys, log_events=log_events, log_seconds=log_seconds)
         self.agents = Agents(self)
@@ -101,26 +108,32 @@ class Broker:
     async def close(self) -> None:
         await asyncio.gather(*(listener.close() for listener in self._listeners.values()))
         await self.producer.close()
+        await self._replicas.close()
         await self._reads.aclose()
         await self.redis.aclose()
 
-    async def publish(self, event: Event) -> Position | None:
+    async def publish(self, event: Event, *, min_replicas: int = 0) -> Position | None:
         """Append `event` to its workspace's log and tell every node, as one step; answers its position.
 
         Applied once, however often it has to be sent; positions of one workspace only grow. An ephemeral event has no
         position (None), nor has one of an agent that was deleted: it is live only. Raises `Invalid` with the path of
         the wrong field, `Unavailable` when Redis takes nothing for `patience_seconds`: its fate is unknown then, and
         publishing an equal event again within five minutes is safe.
-        """
-        return (await self.producer.publish([pack(event)]))[0]
 
-    async def publish_many(self, events: Iterable[Event]) -> list[Position | None]:
+        With `min_replicas` it is answered only when so many replicas of Redis have the event: it is there after a
+        failover to any of them, and one that a failover took before is published again. Raises `Unreplicated` when that
+        is not so for another `patience_seconds`: the event is in the log, and a failover may still lose it.
+        """
+        return (await self.producer.publish([pack(event)], _check_replicas(min_replicas)))[0]
+
+    async def publish_many(self, events: Iterable[Event], *, min_replicas: int = 0) -> list[Position | None]:
         """Publish `events` in their order; answers their positions in the same order.
 
         All are validated before the first is sent: after `Invalid` (its path starts with the index: `[3].data.step`)
         nothing has happened. After `Unavailable` some may have been applied; calling again with equal events is safe.
+        `min_replicas` is as for `publish`, for all of them.
         """
-        return await self.producer.publish(_pack_all(events))
+        return await self.producer.publish(_pack_all(events), _check_replicas(min_replicas))
 
     def commands(self, agent_id: str, *, workspace_id: str | None = None) -> AsyncGenerator[Command, None]:
         """What the agent is asked to do, for as long as the iterator lives: meanwhile the agent is present.
@@ -144,6 +157,12 @@ class Broker:
                 self.redis, self.address, self.keys, self.presence, workspace
             )
         return listener.commands(agent)
+
+
+def _check_replicas(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise Invalid("min_replicas", "expected a number of replicas, 0 or more")
+    return number
 
 
 def _pack_all(events: Iterable[Event]) -> list[Packed]:

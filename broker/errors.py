@@ -1,5 +1,7 @@
 """What can go wrong between a program and the broker: one root, and what a caller may do about each."""
 
+from .positions import Position
+
 
 class TrunklineError(Exception):
     """The root of everything this package raises on purpose."""
@@ -22,6 +24,22 @@ class Unavailable(TrunklineError):  # noqa: N818
 
     For a publish its fate is unknown then; calling again with the same events is safe.
     """
+
+
+class Unreplicated(TrunklineError):  # noqa: N818
+    """What was published is in the log, but not known to be at as many replicas as were asked for.
+
+    It has been delivered, and stays unless the master fails before the replicas have it. `positions` is what would have
+    been answered. Publishing equal events within five minutes publishes nothing twice: it waits for the replicas on,
+    and only what a failover has taken by then is published anew.
+    """
+
+    def __init__(self, doubt: str, seconds: float, positions: list[Position | None]) -> None:
+        super().__init__(
+            f"published, but not safe from a failover within {seconds:g} s: {doubt}; "
+            "see INFO replication there, or ask for fewer replicas"
+        )
+        self.positions = positions
 
 
 class AgentUnknown(TrunklineError):  # noqa: N818

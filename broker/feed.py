@@ -15,8 +15,13 @@ Servers    Each server has a follower with a connection of its own (follower.py)
 
 import asyncio
 import logging
+import random
+import secrets
+from collections import Counter
 from collections.abc import Collection
 from time import monotonic
+
+from redis.asyncio import Redis
 
 from .address import Address
 from .errors import Unavailable
@@ -27,6 +32,7 @@ from .lines import Line, Taker, Want, Workspace
 from .log import Log
 from .patience import pause
 from .positions import Position, order
+from .probe import Outcome, Probe
 from .topology import Host
 from .topology.routes import route
 
@@ -36,6 +42,8 @@ LINGER_SECONDS = 5.0
 LOOK_SECONDS = 3.0
 # While something is amiss: a server is not connected, or a workspace has none.
 HURRY_SECONDS = 0.25
+# Among so many names some have their slot at a given server, unless it has very few slots.
+PROBE_NAMES = 2048
 _TURN_SECONDS = 0.5
 _BREATH_SECONDS = 0.02
 
@@ -43,7 +51,17 @@ _BREATH_SECONDS = 0.02
 class Feed:
     """The node's subscription, owned by one task (`run`)."""
 
-    def __init__(self, address: Address, keys: Keyspace, log: Log, taker: Taker, name: str = "trunkline-feed") -> None:
+    def __init__(
+        self,
+        address: Address,
+        keys: Keyspace,
+        log: Log,
+        taker: Taker,
+        name: str = "trunkline-feed",
+        *,
+        publisher: Redis | None = None,
+    ) -> None:
+        """With a `publisher` its connections are probed: through it goes what they must bring."""
         self._keys = keys
         self._taker = taker
         self._name = name
@@ -57,11 +75,19 @@ class Feed:
         self._leaving: list[Line] = []
         self._stirred = asyncio.Event()
         self._failures = 0  # looks in a row that found nothing
+        self._publisher = publisher
+        self._probe_name = f"probe:{secrets.token_hex(8)}"
+        self.probes: Counter[Outcome] = Counter()
 
     @property
     def is_connected(self) -> bool:
         """True while any server is heard; what another one has waits meanwhile."""
         return any(follower.is_connected for follower in self._followers.values())
+
+    @property
+    def is_deaf(self) -> bool:
+        """True while a server is known to answer, and not to bring what is published there."""
+        return any(follower.is_deaf for follower in self._followers.values())
 
     @property
     def channels(self) -> int:
@@ -255,6 +281,20 @@ class Feed:
 
     def lost(self) -> None:
         self._stirred.set()
+
+    def probe(self) -> Probe | None:
+        return None if self._publisher is None else Probe(self._publisher, self._keys)
+
+    def free_name(self, by: Follower, name: str | None) -> str | None:
+        """Whoever may subscribe to workspaces may subscribe to it, too."""
+        host, first = by.address.hosts[0], random.randrange(2**32)  # noqa: S311
+        if name is not None and self._route.server(name) == host:
+            return name
+        names = (f"{self._probe_name}:{number}" for number in range(first, first + PROBE_NAMES))
+        return next((name for name in names if self._route.server(name) == host), None)
+
+    def probed(self, outcome: Outcome) -> None:
+        self.probes[outcome] += 1
 
     def _leave(self, now: float) -> None:
         """Leave the channels that have not been wanted for a while."""

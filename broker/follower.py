@@ -4,6 +4,8 @@ Joining    SUBSCRIBE and the read of the head go out together. When the answer i
            have been seen: the line stands there, and is joined.
 Checking   Every `CHECK_SECONDS` the heads of all lines are read again; a line that stands elsewhere is healed.
            A connection that answers nothing for `SILENCE_SECONDS` is closed and made anew.
+Probing    Every `PROBE_SECONDS` something is published that this connection must bring (probe.py). One that does not,
+           though it answers, is deaf: it is closed and made anew, too. The follower is deaf until a probe is heard.
 Displaced  In a cluster the server may say that a workspace is another's: it refuses what is asked, or ends a
            subscription of its own accord. The follower lets go of the workspace then, and the feed finds who has it.
 """
@@ -26,7 +28,9 @@ from .events import Carried, unpack
 from .healing import Healer
 from .keyspace import Keyspace
 from .lines import Line, Taker, Workspace
+from .patience import pause
 from .positions import START, Position, parse
+from .probe import Outcome, Probe
 from .resp import Answer, Command, Connection, Refusal, connect
 from .topology.routes import SHARDED, Words
 from .topology.slots import slot_of
@@ -35,7 +39,9 @@ logger = logging.getLogger("trunkline.feed")
 
 CHECK_SECONDS = 30.0
 PROBE_SECONDS = 3.0
-SILENCE_SECONDS = 10.0
+# How long a probe may take, before it is asked whether it is still to come.
+HEARING_SECONDS = 3.0
+SILENCE_SECONDS = 8.0
 NAMES_PER_COMMAND = 512
 # A slot that is moving has its keys at two servers: what cannot be read meanwhile is asked for again after so long.
 MOVING_SECONDS = 0.25
@@ -60,6 +66,15 @@ class Owner(Protocol):
     def lost(self) -> None:
         """A connection has ended."""
 
+    def probe(self) -> Probe | None:
+        """What a new connection is to be probed with, if it is."""
+
+    def free_name(self, by: "Follower", name: str | None) -> str | None:
+        """The name of a workspace that nobody has, at the follower's server: `name`, if it is one. None: not known."""
+
+    def probed(self, outcome: Outcome) -> None:
+        """What came of a probe."""
+
 
 class Follower:
     """One server, followed by one task (`run`)."""
@@ -83,6 +98,8 @@ class Follower:
         self._name = name
         self._lines: dict[bytes, Line] = {}
         self._connection: Connection | None = None
+        self._probe: Probe | None = None
+        self.is_deaf = False  # from a probe that was missed, or a refused subscription, until one is heard
         self._lost = asyncio.Event()
         self._stirred = asyncio.Event()
         self._to_join: list[Line] = []
@@ -157,7 +174,10 @@ class Follower:
                     for workspace in self._workspaces():
                         self._begin(workspace)
                     self._taker.on_connection(is_up=True)
-                    await self._watch()
+                    async with asyncio.TaskGroup() as group:
+                        probing = group.create_task(self._keep_probing())
+                        await self._watch()
+                        probing.cancel()
                 # Many nodes lose one Redis at the same moment: let them come back spread. And a connection on which
                 # nothing could be joined (no permission, a replica without its master) is no reason to hurry either.
                 if self._attempts:
@@ -175,17 +195,17 @@ class Follower:
             self._healer.hold(workspace)
 
     async def _watch(self) -> None:
-        """Join what is new, check, probe; until the connection is lost."""
-        checked_at = probed_at = monotonic()
+        """Join what is new, check, see that it answers; until the connection is lost."""
+        checked_at = asked_at = monotonic()
         to_check: list[Line] = []
         while not self._lost.is_set():
             self._join()
             now = monotonic()
-            if now - probed_at >= PROBE_SECONDS:
-                probed_at = now
-                if now - self._answered_at > SILENCE_SECONDS and self._connection is not None:
-                    self._connection.close(f"no answer for {SILENCE_SECONDS:g} s")
-                    return
+            if now - self._answered_at > SILENCE_SECONDS:
+                self._close(f"no answer for {SILENCE_SECONDS:g} s")
+                return
+            if now - asked_at >= PROBE_SECONDS:
+                asked_at = now
                 self._ask([("PING",)], [self._heard_answer])
             if now - checked_at >= CHECK_SECONDS:
                 checked_at, to_check = now, list(self._lines.values())
@@ -201,6 +221,54 @@ class Follower:
             finally:
                 for wait in waits:
                     wait.cancel()
+
+    async def _keep_probing(self) -> None:
+        """Find out over and over whether what is published comes; a connection that is deaf is closed."""
+        self._probe = probe = self._owner.probe()
+        while probe is not None:
+            outcome = await self._try(probe)
+            if outcome is not None:
+                self._owner.probed(outcome)
+            if outcome == "heard":
+                self.is_deaf = False
+            elif outcome == "missed":
+                self.is_deaf = True
+                self._close("what is published does not come")
+            await pause(PROBE_SECONDS)
+
+    async def _try(self, probe: Probe) -> Outcome | None:
+        """One probe; None when it could not be made."""
+        name = self._owner.free_name(self, probe.name)
+        if name != probe.name:
+            probe.name = name
+            if name is not None:
+                self._ask_for(self._words.subscribe, [probe.channel], self._not_probed)
+                await self._passed()
+        if probe.name is None:
+            return None
+        if not await probe.send():
+            return "unsent"
+        await pause(0)  # here a cancellation may have been swallowed
+        # Late is not missed: what stands before the answer to a question of ours has come when that has.
+        if await probe.heard(HEARING_SECONDS) or (await self._passed() and probe.is_heard):
+            return "heard"
+        # Without a connection, or its channel, it could not come.
+        return "missed" if self._connection is not None and probe.name is not None else None
+
+    async def _passed(self) -> bool:
+        return self._connection is not None and await self.pass_by()
+
+    def _not_probed(self, error: object) -> None:
+        """The channel is another server's by now, or we may not subscribe at all."""
+        assert self._probe is not None
+        self._probe.name = None
+        if not str(error).startswith((*_ELSEWHERE, *_MOVING)):
+            self._refused(error)
+
+    def _refused(self, error: object) -> None:
+        if not self.is_deaf:
+            logger.error("cannot subscribe: %s", error)
+        self.is_deaf = True
 
     def _join(self) -> None:
         """SUBSCRIBE and read the heads of what is to be joined, together."""
@@ -271,6 +339,8 @@ class Follower:
             line = lines.get(push[1])
             # A line that has not joined tells nothing: its head will say where it stands.
             if line is None or not (line.is_joined or line.workspace.held is not None):
+                if line is None and self._probe is not None:
+                    self._probe.hear(push[1], push[2])
                 continue
             workspace, message = line.workspace, push[2]
             is_heard = (line.agent is None) is workspace.follows_whole
@@ -319,6 +389,8 @@ class Follower:
                 asyncio.get_running_loop().call_later(MOVING_SECONDS, self._join_again, line)
             return
         self._attempts = 0
+        if self._probe is None:
+            self.is_deaf = False  # as far as can be known
         head = Position(reply.decode()) if reply else START
         if line.position is None or not workspace.is_heard(line):
             line.position = line.read_to = head
@@ -343,7 +415,7 @@ class Follower:
     def _not_subscribed(self, lines: list[Line], error: object) -> None:
         words = str(error)
         if not words.startswith((*_ELSEWHERE, *_MOVING)):
-            logger.error("cannot subscribe: %s", words)
+            self._refused(error)
             self._close(f"Redis refuses subscriptions: {words}")
             return
         for workspace in dict.fromkeys(line.workspace for line in lines if self._follows(line)):
@@ -359,6 +431,8 @@ class Follower:
             self._unsubscribing -= Counter((name,))
         elif (line := self._lines.get(channel)) is not None:
             self._owner.displaced(line.workspace, self, "")
+        elif self._probe is not None and self._probe.name is not None and name == self._probe.channel:
+            self._probe.name = None
 
     def _close(self, reason: str) -> None:
         if self._connection is not None:

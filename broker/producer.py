@@ -9,6 +9,9 @@ the lane goes on to settle that before it sends anything newer. A publish of an 
 the retry, and takes over the promise of the first. Events with a timestamp of their own are never equal by chance.
 
 What the holder of a run says of it is *fenced*: refused, alone, when somebody else holds the run or the run has ended.
+
+Whoever wants replicas to have what it published asks for that after the call, away from the lane (replicas.py). What a
+failover has taken meanwhile is published again, in its order.
 """
 
 import asyncio
@@ -23,11 +26,12 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from .errors import Lost, Unavailable
+from .errors import Lost, Unavailable, Unreplicated
 from .events import Packed
 from .keyspace import PRODUCER_SECONDS, STATE_SECONDS, Keyspace
 from .patience import pause
 from .positions import Position
+from .replicas import Call, Replicas
 from .script import Script
 
 log = logging.getLogger("trunkline.producer")
@@ -38,10 +42,19 @@ RETRY_SECONDS = 300.0
 MAX_IDLE_LANES = 10_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_AGAIN_SECONDS = 0.25
 _REFUSED = "!"
 
-# An event's position to be; None for an ephemeral one. Fails with `Lost` for one that was refused.
-Promise = asyncio.Future[Position | None]
+
+class Receipt(NamedTuple):
+    """Where an event stands, and by which call."""
+
+    position: Position
+    call: Call
+
+
+# An event's receipt to be; None for what has no position. Fails with `Lost` for one that was refused.
+Promise = asyncio.Future[Receipt | None]
 
 
 class Fence(NamedTuple):
@@ -69,28 +82,38 @@ Entry = tuple[Packed, Fence | None, Promise]
 class Producer:
     """One producer: a lane for each workspace, all over one Redis client whose own retries are off."""
 
-    def __init__(self, redis: Redis, keys: Keyspace, *, log_events: int, log_seconds: int, patience: float) -> None:
+    def __init__(
+        self, redis: Redis, keys: Keyspace, replicas: Replicas, *, log_events: int, log_seconds: int, patience: float
+    ) -> None:
         self.redis = redis
         self.keys = keys
+        self._replicas = replicas
         self.patience = patience
         self._bounds = (log_events, log_seconds, PRODUCER_SECONDS, STATE_SECONDS, keys.publish)
         self._lanes: dict[str, Lane] = {}
         self._script = Script(redis, "publish")
 
-    async def publish(self, events: Sequence[Packed]) -> list[Position | None]:
-        """The positions of `events`, in their order. Raises `Unavailable` when nothing moves for `patience` seconds."""
-        sent = [(lane := self._lane(packed.workspace), packed, lane.put(packed)) for packed in events]
+    async def publish(self, events: Sequence[Packed], min_replicas: int = 0) -> list[Position | None]:
+        """The positions of `events`, in their order. Raises `Unavailable` when nothing moves for `patience` seconds.
+
+        With `min_replicas` so many replicas have what has a position; `Unreplicated` if not within `patience` seconds.
+        """
+        sent = [self._put(packed) for packed in events]
         try:
-            for lane, _, promise in sent:
-                if not promise.done():
-                    await asyncio.wait((promise,), timeout=self.patience)
-                if not promise.done() or promise.cancelled():
-                    raise Unavailable(f"Redis took no publish for {self.patience:g} s: {lane.problem}")
+            await self._settled(sent)
+            deadline = monotonic() + self.patience
+            while min_replicas and (lost := await self._lost(sent, min_replicas, deadline)):
+                log.warning("a failover took %d events before replicas had them: publishing them again", len(lost))
+                # Whoever was the master may take them once more, while it does not know.
+                await pause(_AGAIN_SECONDS)
+                for at in lost:
+                    sent[at] = self._put(sent[at].packed)
+                await self._settled(sent)
         except BaseException:
-            for lane in {lane for lane, _, _ in sent}:
-                lane.give_up([(packed, promise) for owner, packed, promise in sent if owner is lane])
+            for lane in {each.lane for each in sent}:
+                lane.give_up([(each.packed, each.promise) for each in sent if each.lane is lane])
             raise
-        return [promise.result() for _, _, promise in sent]
+        return [each.position for each in sent]
 
     def send(self, packed: Packed, fence: Fence) -> Promise:
         """Publish an event of a run after all that was sent before, without waiting.
@@ -122,6 +145,28 @@ class Producer:
             keys += name.registry(workspace)
         return [position.decode() for position in await self._script.run(keys, arguments)]
 
+    def _put(self, packed: Packed) -> "Sent":
+        lane = self._lane(packed.workspace)
+        return Sent(lane, packed, lane.put(packed))
+
+    async def _settled(self, sent: Sequence["Sent"]) -> None:
+        """Wait until all of it has been answered. Raises `Unavailable`."""
+        for lane, _, promise in sent:
+            if not promise.done():
+                await asyncio.wait((promise,), timeout=self.patience)
+            if not promise.done() or promise.cancelled():
+                raise Unavailable(f"Redis took no publish for {self.patience:g} s: {lane.problem}")
+
+    async def _lost(self, sent: Sequence["Sent"], min_replicas: int, deadline: float) -> list[int]:
+        """Which of `sent`, by index, are lost; replicas have the others. Raises `Unreplicated`."""
+        receipts = [each.promise.result() for each in sent]
+        calls = list(dict.fromkeys(receipt.call for receipt in receipts if receipt is not None))
+        verdicts = dict(zip(calls, await self._replicas.have(calls, min_replicas, deadline), strict=True))
+        doubt = next((verdict for verdict in verdicts.values() if isinstance(verdict, str)), None)
+        if doubt is not None:
+            raise Unreplicated(doubt, self.patience, [each.position for each in sent])
+        return [at for at, receipt in enumerate(receipts) if receipt is not None and not verdicts[receipt.call]]
+
     async def close(self) -> None:
         """End what is still under way; its fate is unknown."""
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
@@ -137,6 +182,19 @@ class Producer:
                 self._lanes = {name: kept for name, kept in self._lanes.items() if not kept.is_idle}
             lane = self._lanes[workspace] = Lane(self, workspace)
         return lane
+
+
+class Sent(NamedTuple):
+    """An event under way."""
+
+    lane: "Lane"
+    packed: Packed
+    promise: Promise
+
+    @property
+    def position(self) -> Position | None:
+        receipt = self.promise.result()
+        return None if receipt is None else receipt.position
 
 
 class Lane:
@@ -242,9 +300,10 @@ class Lane:
                 return
             await self._pause(seconds)
             seconds = min(2 * seconds, _LONGEST_PAUSE)
+        call = Call(self.workspace, self.id, self.number)
         for (_, _, promise), position in zip(self.call, positions, strict=True):
             if position == _REFUSED:
                 promise.set_exception(Lost("the run is another's, or has ended"))
             else:
-                promise.set_result(Position(position) if position else None)
+                promise.set_result(Receipt(Position(position), call) if position else None)
         self.call, self.problem = [], None

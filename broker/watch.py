@@ -45,7 +45,7 @@ async def watch(broker: Broker, wanted: Filter, since: Position | None = None) -
     Raises `Unavailable` when the log cannot be read; a lost subscription is healed meanwhile without a word.
     """
     queue = _Queue(wanted)
-    feed = Feed(broker.address, broker.keys, broker.log, queue)
+    feed = Feed(broker.address, broker.keys, broker.log, queue, publisher=broker.redis)
     task = asyncio.create_task(feed.run())
     try:
         agents: set[str | None] = {None} if wanted.agents is None else set(wanted.agents)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from broker.agents import AgentMissing, Agents
 from broker.agents.model import MAX_LIMIT, Draft, Status, Summary
 from broker.catalog import CATALOG
 from broker.credentials import Credentials, Key
+from broker.errors import Unreplicated
 from broker.events import pack
 from broker.keyspace import check_id, check_workspace
 from broker.lines import Gap
@@ -120,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--workspace", required=True)
     publish.add_argument("--agent", help="agent of the event, or of lines that name none")
     publish.add_argument("--ephemeral", action="store_true", help="live only: no position, not in the log")
+    publish.add_argument(
+        "--min-replicas",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fail unless so many replicas of Redis have what was published; positions come all the same [0]",
+    )
     publish.add_argument("type", help="type of the event, or - for lines from standard input")
     publish.add_argument("data", nargs="?", help="the event's data, a JSON object [{}]")
     tail = command("tail", _tail, "print events as they come, a line of JSON each", REDIS)
@@ -498,6 +506,8 @@ _line = msgspec.json.Decoder(_Line)
 
 
 def _publish(settings: Settings, options: argparse.Namespace) -> int:
+    if options.min_replicas < 0:
+        raise Invalid("--min-replicas", "expected 0 or more")
     if options.type == "-":
         if options.data is not None:
             raise Invalid("data", "events come from standard input")
@@ -513,10 +523,25 @@ def _publish(settings: Settings, options: argparse.Namespace) -> int:
             ephemeral=options.ephemeral,
         )
         async with _connect(settings) as broker:
-            print(await broker.publish(event) or "")
+            await _print_positions(broker.producer.publish([pack(event)], options.min_replicas))
         return 0
 
     return _run(work())
+
+
+async def _print_positions(publishing: Awaitable[list[Position | None]]) -> None:
+    """A line each, also of what is published and not at as many replicas as it should be."""
+    try:
+        positions = await publishing
+    except Unreplicated as error:
+        _write_positions(error.positions)
+        raise
+    _write_positions(positions)
+
+
+def _write_positions(positions: list[Position | None]) -> None:
+    sys.stdout.write("".join(f"{position or ''}\n" for position in positions))
+    sys.stdout.flush()
 
 
 def _event(line: bytes, options: argparse.Namespace) -> Event:
@@ -546,8 +571,7 @@ async def _publish_lines(settings: Settings, options: argparse.Namespace) -> int
 
     async def print_positions() -> None:
         while (call := await calls.get()) is not None:
-            sys.stdout.write("".join(f"{position or ''}\n" for position in await call))
-            sys.stdout.flush()
+            await _print_positions(call)
 
     async def read_lines(broker: Broker) -> Invalid | None:
         number = 0
@@ -561,7 +585,7 @@ async def _publish_lines(settings: Settings, options: argparse.Namespace) -> int
                 except Invalid as error:
                     invalid = Invalid(f"line {number}: {error.path}", error.reason)
                     break
-            await calls.put(asyncio.create_task(broker.producer.publish(packed)))
+            await calls.put(asyncio.create_task(broker.producer.publish(packed, options.min_replicas)))
             if invalid is not None:
                 return invalid
         return None

@@ -33,10 +33,10 @@ def application(node: Node) -> Starlette:
         return PlainTextResponse("live\n")
 
     async def ready(_: Request) -> Response:
-        """A newcomer would be served: Redis answers, the feed stands, the node is not leaving."""
+        """A newcomer would be served: Redis answers, the feed brings what is published, the node is not leaving."""
         if node.is_ready:
             return PlainTextResponse("ready\n")
-        why = "leaving" if node.is_draining else "no Redis"
+        why = "leaving" if node.is_draining else "the feed is deaf" if node.feed.is_deaf else "no Redis"
         return PlainTextResponse(f"not ready: {why}\n", status_code=503, headers={"Retry-After": "1"})
 
     async def metrics(request: Request) -> Response:

@@ -143,8 +143,14 @@ class Metrics(Collector):
         self.batch = Histogram("batch_events", "Events handed on together, of one read from Redis", _SIZE_BOUNDS)
         self.groups = Gauge("interest_groups", "Groups of connections that share their frames")
         self.channels = Gauge("channels", "Redis channels subscribed")
-        self.feed_up = Gauge("feed_up", "1 while the subscription to Redis stands, else 0")
+        self.feed_up = Gauge("feed_up", "1 while the subscription to Redis stands and brings what is published, else 0")
         self.reconnects = Counter("feed_reconnects", "Times that the subscription to Redis was lost and made again")
+        self.feed_probes = Counter(
+            "feed_probes",
+            "What the node published to itself: heard, missed (the subscription was deaf, and is made anew), or unsent "
+            "since Redis did not take it",
+            "outcome",
+        )
         self.gaps = Counter(
             "gaps",
             "Holes in what Redis sent: healed from the log, or said to clients since the log had lost them",
@@ -163,6 +169,8 @@ class Metrics(Collector):
         # A series that first appears with its first 1 shows no increase: those that alerts watch begin at 0.
         for outcome in ("healed", "said"):
             self.gaps.set(outcome, amount=0)
+        for outcome in ("heard", "missed", "unsent"):
+            self.feed_probes.set(outcome, amount=0)
         for dialect in ALL:
             self.slow_consumers.set(dialect.name, amount=0)
             self.opened.set(dialect.name, amount=0)

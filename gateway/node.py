@@ -79,7 +79,7 @@ class Node(Taker):
         self.verifier = verifier
         self.metrics = Metrics()
         self.hub = Hub()
-        self.feed = Feed(broker.address, broker.keys, broker.log, self, "trunkline-feed")
+        self.feed = Feed(broker.address, broker.keys, broker.log, self, "trunkline-feed", publisher=broker.redis)
         self.replays = Replays(broker.log, self.feed, self.hub, self.metrics)
         self.limits = {dialect.name: dialect.limits[settings.profile].under(settings) for dialect in ALL}
         self.leases = Leases(broker.redis, broker.keys, on_lost=self._lost_place)
@@ -116,8 +116,8 @@ class Node(Taker):
 
     @property
     def has_redis(self) -> bool:
-        """True as far as we know: it answers, and the feed stands."""
-        return self.is_redis_up and self.feed.is_connected
+        """True as far as we know: it answers, the feed stands, and what is published comes."""
+        return self.is_redis_up and self.feed.is_connected and not self.feed.is_deaf
 
     @property
     def parts(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
@@ -356,7 +356,7 @@ class Node(Taker):
         metrics.connections.read = lambda: {dialect.name: self._open[dialect.name] for dialect in ALL}
         metrics.groups.read = lambda: {"": self.hub.groups}
         metrics.channels.read = lambda: {"": self.feed.channels}
-        metrics.feed_up.read = lambda: {"": float(self.feed.is_connected)}
+        metrics.feed_up.read = lambda: {"": float(self.feed.is_connected and not self.feed.is_deaf)}
         metrics.loop_lag.read = lambda: {"": max(self._lags)}
         metrics.draining.read = lambda: {"": float(self.is_draining)}
         metrics.leases.read = lambda: {"": self.leases.held}
@@ -365,6 +365,8 @@ class Node(Taker):
         """Bring what others count into the metrics; when Prometheus asks."""
         self.metrics.limit_decisions.set("redis", amount=self.windows.by_redis)
         self.metrics.limit_decisions.set("node", amount=self.windows.by_node)
+        for outcome, number in self.feed.probes.items():
+            self.metrics.feed_probes.set(outcome, amount=number)
         for dialect in ALL:
             deliveries = self.hub.deliveries.get(dialect.name)
             self.metrics.delivered.set(dialect.name, amount=deliveries.events if deliveries else 0)

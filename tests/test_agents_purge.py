@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from broker import Broker, Event, Unavailable
-from broker import feed as feed_module
+from broker import follower as feed_module
 from broker.agents import AgentMissing, purge
 from broker.agents.model import Draft, Patch
 from broker.commands.exchange import pack_command

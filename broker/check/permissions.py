@@ -47,6 +47,7 @@ def attempts(address: Address, keys: Keyspace) -> Iterator[Attempt]:
     yield _attempt("EVAL", "return 1", "1", log)
     for name in ("PING", "TIME"):
         yield _attempt(name)
+    yield _attempt("WAIT", "0", "0")
     yield _attempt("SCAN", "0")
     yield Attempt(("CLIENT", "SETNAME", "trunkline-check"), "+client|setname")
     sharded = "S" if keys.is_sharded else ""
