@@ -15,7 +15,7 @@ from broker.keyspace import Keyspace
 from broker.local import find_redis_server
 from broker.replicas import Call, judge
 from broker.topology.slots import slot_of
-from gateway import cli
+from gateway.cli import publishing
 
 from .support import until
 from .test_cli import Shell
@@ -299,5 +299,5 @@ async def test_the_command_line_tells_the_positions_also_of_what_replicas_do_not
 ) -> None:
     async with Broker.connect(master.url, prefix=prefix, patience_seconds=0.4) as broker:
         with pytest.raises(Unreplicated) as error:
-            await cli._print_positions(broker.publish_many([progress(1), progress(2)], min_replicas=2))
+            await publishing._print_positions(broker.publish_many([progress(1), progress(2)], min_replicas=2))
     assert capsys.readouterr().out.splitlines() == error.value.positions
