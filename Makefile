@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check bench fleet faults roll clean
+.PHONY: help run test check bench fleet faults roll soak shards clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,12 @@ faults: $(VENV)/ready ## break a real fleet and look closely: SEED=7 [N=50] [SEC
 
 roll: $(VENV)/ready ## a deploy and a killed node under 2,000 clients: who is away for how long, what is late
 	$(BIN)/python -m tests.roll
+
+soak: $(VENV)/ready ## a million events through one node in 20 minutes, clients coming and going: memory, what is late
+	$(BIN)/python -m tests.soak
+
+shards: $(VENV)/ready ## a cluster whose master dies under load: what each node receives, what is late
+	$(BIN)/python -m tests.shards
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
