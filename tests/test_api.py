@@ -204,6 +204,7 @@ def test_an_agent_elsewhere_costs_redis_what_no_agent_does(rest: Rest, agent: st
         ("GET", "/shield", None),
         ("PUT", "/shield", {}),
     ):
+        stranger.ask(method, f"{nowhere}{path}", body)  # Redis knows the scripts from then on
         seen = [_commands(stranger, redis_url, method, f"{each}{path}", body) for each in (agent, nowhere)]
         assert seen[0] == seen[1] != []
 

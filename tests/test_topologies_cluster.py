@@ -15,6 +15,7 @@ from broker import feed as feeds
 from broker.address import client, read
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
+from broker.topology.cluster import Map
 from broker.topology.slots import slot_of
 
 from .support import until
@@ -223,6 +224,22 @@ async def test_a_halted_master_holds_up_nobody_elses_workspaces(cluster: Cluster
             victim.signal(signal.SIGCONT)
             with contextlib.suppress(RedisError):
                 victim.ask("PING")
+
+
+async def test_many_who_find_the_map_stale_at_once_ask_for_it_together(cluster: Cluster) -> None:
+    def asked() -> int:
+        found = [server.ask("INFO", "commandstats").get("cmdstat_cluster|slots", {}) for server in cluster.servers]
+        return sum(int(one.get("calls", 0)) for one in found)
+
+    slots, before = Map(read(cluster.url)), asked()
+
+    async def lose() -> None:
+        """As a command to a node that has died."""
+        await slots.owner(0)
+        slots.is_stale = True
+
+    await asyncio.gather(*(lose() for _ in range(100)))
+    assert 1 <= asked() - before <= 2
 
 
 async def test_a_replica_alone_is_enough_to_find_the_cluster(cluster: Cluster, prefix: str) -> None:

@@ -52,6 +52,7 @@ class Map:
         self._asking = asyncio.Lock()
         self.slots = Slots()
         self.is_stale = True
+        self._answers = 0
 
     async def refresh(self) -> None:
         """Ask the nodes, until one answers. Raises `Unavailable` when none does."""
@@ -67,14 +68,18 @@ class Map:
             self.slots.load(answer, host)
             self._hosts = list(dict.fromkeys([*self._hosts, *self.slots.masters]))
             self.is_stale = False
+            self._answers += 1
             return
         raise Unavailable(f"no node answers of {self._address}: {problem}")
 
     async def owner(self, slot: int) -> Host:
         """The node that has the slot. Raises `Unavailable`."""
         if self.is_stale:
+            answers = self._answers
             async with self._asking:
-                if self.is_stale:
+                # Whoever has waited takes what was answered meanwhile. While a node is away, commands to it let the map
+                # be stale again at once, and each would wait for all who came before it.
+                if self.is_stale and answers == self._answers:
                     await self.refresh()
         owner = self.slots.owner(slot)
         if owner is None:
