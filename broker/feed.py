@@ -154,7 +154,7 @@ class Feed:
         """
         if workspace.follows_whole is workspace.wants_whole:
             return
-        if workspace.unjoined == len(workspace.lines):
+        if all(line.position is None for line in workspace.heard()):
             workspace.follows_whole = workspace.wants_whole  # nothing was heard yet
         elif workspace.can_turn:
             self._ask([("PING",)], [partial(self._turn, workspace)])

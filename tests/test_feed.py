@@ -366,3 +366,28 @@ async def test_a_change_of_channels_between_the_two_copies_of_an_event_neither_d
                 await joined
         assert taken.steps() == [1, 2, 3, 4, 5, 6]
         assert taken.gaps == []
+
+
+async def test_who_wants_the_workspace_during_an_outage_takes_nothing_from_those_who_want_an_agent(
+    redis: LocalRedis, prefix: str
+) -> None:
+    """What was missed meanwhile still comes on the line that was heard before."""
+    async with (
+        proxy(redis.port) as middle,
+        Broker.connect(redis.url, prefix=prefix) as publisher,
+        Broker.connect(middle.url, prefix=prefix) as broker,
+        running(broker, (WORKSPACE, "agent-1")) as (feed, taken),
+    ):
+        await publisher.publish(progress(0))
+        await until(lambda: taken.steps() == [0])
+        middle.pause()
+        middle.cut()
+        await until(lambda: not feed.is_connected)
+        await publisher.publish(progress(1))
+        joined = feed.want([(WORKSPACE, None)])
+        assert joined is not None
+        middle.go_on()
+        await joined
+        await publisher.publish(progress(2))
+        await until(lambda: taken.steps()[-1] == 2)
+        assert taken.steps() == [0, 1, 2]
