@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trunkline.replay")
 
 _LONGEST_PAUSE = 2.0
+_AHEAD_PAUSE = 0.1
 
 MAX_WALKS = 16
 TAKERS_AT_ONCE = 64  # between two turns of the event loop
@@ -57,6 +58,8 @@ class Resume:
         # Workspaces whose cursor is an entry of the log, so that a cut behind it can be seen.
         self.on_entry: set[str] = set()
         self.walked: set[str] = set()
+        # The last event of each workspace that was read from the log for this client.
+        self.replayed: dict[str, Position] = {}
         self.outcome = "complete"
 
     def wants(self, event: Carried, at: tuple[int, int]) -> bool:
@@ -75,7 +78,10 @@ class Resume:
         if start < len(places) and workspace in self.on_entry and is_after(page.events[start].prev or cursor, cursor):
             # The log was cut while we walked: between the cursor and this page something is missing.
             self.say_gap(workspace, cursor, page.events[start].id)
-        self.write([page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])])
+        owed = [page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])]
+        self.write(owed)
+        if owed and owed[-1].id is not None:
+            self.replayed[workspace] = Position(owed[-1].id)
         if is_after(page.end, cursor):
             self.cursors[workspace] = page.end
             self.on_entry.add(workspace)
@@ -134,7 +140,7 @@ class Replays:
             group.has_overflowed = False
             await asyncio.gather(*(self._walk(resume, workspace) for workspace in resume.walked))
             for workspace in resume.walked:
-                await self._feed.settle(workspace)
+                await self._settle(resume, workspace)
             if not group.has_overflowed:
                 break
         await self._end(resume)
@@ -175,13 +181,35 @@ class Replays:
             if not await resume.connection.drained():
                 return
 
+    async def _settle(self, resume: Resume, workspace: str) -> None:
+        """Wait until the feed has handed on all that the client was given from the log, so that none of it comes again.
+
+        It has, as soon as what Redis published before has passed it; but around a failover the log may be read from the
+        new master while the feed still hears the old one. What the new one turns out not to have is a gap.
+        """
+        await self._feed.settle(workspace)
+        while self._is_ahead(resume, workspace) and not resume.connection.is_gone:
+            await pause(_AHEAD_PAUSE)
+            replayed = resume.replayed[workspace]
+            bounds = await _patiently(self._log.bounds, workspace, replayed)
+            if not bounds.is_valid:
+                resume.say_gap(workspace, replayed, bounds.oldest)
+                return
+            await self._feed.settle(workspace)
+
+    def _is_ahead(self, resume: Resume, workspace: str) -> bool:
+        """True when the client was given more than the feed has heard of."""
+        replayed = resume.replayed.get(workspace)
+        position = self._feed.position(workspace, agents_of(resume.follow.interest, workspace))
+        return replayed is not None and position is not None and is_after(replayed, position)
+
     async def _end(self, resume: Resume) -> None:
         """Hand on what was held behind the end of the log, and take its place among the others."""
         connection, group = resume.connection, resume.group
         while group.held_bytes > MAX_LAST_BYTES and not connection.is_gone and not group.has_overflowed:
             # In pieces, while more may come: only the last one and the change of place are one moment.
             held, group.held, group.held_bytes = group.held or [], [], 0
-            resume.write([event for event in held if not self._was_replayed(resume, event)])
+            resume.write([event for event in held if not self._is_past(resume, event)])
             await connection.drained()
         if connection.is_gone:
             return
@@ -189,18 +217,20 @@ class Replays:
             # It takes less than what flows: the rest is for when it comes back.
             connection.too_slow()
             return
-        resume.write([event for event in group.held or () if not self._was_replayed(resume, event)])
+        resume.write([event for event in group.held or () if not self._is_past(resume, event)])
         self._metrics.resumes.add(resume.outcome)
         connection.place(resume.follow.interest)
 
-    def _was_replayed(self, resume: Resume, event: Carried) -> bool:
+    def _is_past(self, resume: Resume, event: Carried) -> bool:
         workspace = event.workspace_id
-        if event.id is None or workspace not in resume.walked:
+        if event.id is None:
             return False
-        at = order(event.id)
+        at, floor = order(event.id), resume.floors.get(workspace)
+        if workspace not in resume.walked:
+            # Of what came before its channels had joined others may have wanted a part: behind a gap is all or nothing.
+            return floor is not None and at <= floor
         if at > order(resume.cursors[workspace]):
             return False
-        floor = resume.floors.get(workspace)
         return (floor is not None and at > floor) or resume.wants(event, at)
 
 

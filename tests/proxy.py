@@ -1,4 +1,4 @@
-"""A small TCP proxy before Redis: cuts connections, loses answers, stands still."""
+"""A small TCP proxy before a server: cuts connections, loses answers, stands still, is slow."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,20 @@ from collections.abc import AsyncIterator
 
 
 class Proxy:
-    """Forwards to `port`. `lose_answers(n)` lets requests through and closes instead of the next `n` answers."""
+    """Forwards to the port `target`; a new one is that of new connections.
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    `lose_answers(n)` lets requests through and closes instead of the next `n` answers.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._losing = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.port = 0
         self.lost = 0
+        self.delay_seconds = 0.0  # for each piece that passes, in either direction
 
     @property
     def url(self) -> str:
@@ -38,7 +42,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return
@@ -62,6 +66,8 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         while data := await reader.read(64 * 1024):
             await self._flowing.wait()
+            if self.delay_seconds:
+                await asyncio.sleep(self.delay_seconds)
             if answers and self._losing:
                 self._losing -= 1
                 self.lost += 1
@@ -72,7 +78,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def proxy(port: int) -> AsyncIterator[Proxy]:
-    """A proxy before the Redis on `port`."""
+    """A proxy before the server on `port`, which may start later."""
     middle = Proxy(port)
     server = await asyncio.start_server(middle._serve, "127.0.0.1", 0)
     middle.port = server.sockets[0].getsockname()[1]

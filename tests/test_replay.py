@@ -104,6 +104,7 @@ class LateFeed:
     async def settle(self, workspace: str) -> None:
         rest, self.rest = self.rest, []
         self.hub.dispatch(rest, 0.0)
+        self.at = Position(rest[-1].id or START) if rest else self.at
 
 
 class Watching:
