@@ -384,7 +384,7 @@ class Connection:
         if entry.lease is not None:
             self._lease = entry.lease
             self._node.leased[entry.lease] = self
-        self._following.watch_runs(self, workspace, claims.agent_id)
+        self._following.watch_runs(workspace, claims.agent_id)
         self.perform(self.session.let_in(claims))
         self._key = claims.subject
         self._node.door.enter(self, claims.subject)

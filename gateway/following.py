@@ -97,9 +97,9 @@ class Following:
         hub.place(connection, self.variant, self.interest, now)
         hub.sample(connection, self.variant, within(self._sampled, claims.workspaces), now)
 
-    def watch_runs(self, connection: "Connection", workspace: str, endpoint: str) -> None:
+    def watch_runs(self, workspace: str, endpoint: str) -> None:
         """What is followed is runs of this endpoint, from the first `follow` on."""
-        self.watch = self._node.hub.watch(connection, self.variant, workspace, endpoint)
+        self.watch = self._node.hub.watch(self.variant, workspace, endpoint)
 
     async def catch_up(
         self, connection: "Connection", runs: Mapping[str, float], since: str, *, is_checked: bool

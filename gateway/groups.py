@@ -148,9 +148,8 @@ class Watch(Group):
 
     __slots__ = ("_on_end", "ended", "endpoint", "in_doubt", "missed", "runs", "unanswered", "workspace")
 
-    def __init__(  # noqa: PLR0917 (made in one place)
+    def __init__(
         self,
-        member: Member,
         variant: Variant,
         workspace: str,
         endpoint: str,
@@ -159,7 +158,8 @@ class Watch(Group):
     ) -> None:
         self.workspace = workspace
         self.endpoint = endpoint
-        super().__init__(member, variant, frozenset((self.only(()),)), deliveries, 0.0)
+        # Its key is nobody else's; nor is it the member, as each would keep the other then.
+        super().__init__(object(), variant, frozenset((self.only(()),)), deliveries, 0.0)
         self._on_end = on_end
         self.runs: dict[str, float] = {}
         self.ended: dict[str, None] = {}

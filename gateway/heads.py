@@ -53,6 +53,12 @@ class Http(HttpToolsProtocol):
             self.transport.write(_TOO_LARGE)
             self.transport.close()
 
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        # It holds our methods, and nobody tells us of the socket's end any more: each would keep the other until the
+        # collector of cycles looks.
+        self.parser = None  # type: ignore[assignment]
+
     def _begin(self) -> None:
         self._bytes = 0
         self._deadline = self.loop.call_later(SECONDS, self.transport.close)

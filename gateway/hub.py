@@ -144,10 +144,10 @@ class Hub:
         group = self._group_of.get(member)
         return group is not None and group.held is not None
 
-    def watch(self, member: Member, variant: Variant, workspace: str, endpoint: str) -> Watch:
-        """Where the runs of `member` at an endpoint are kept. It takes effect when `member` enters it."""
+    def watch(self, variant: Variant, workspace: str, endpoint: str) -> Watch:
+        """Where the runs of one member at an endpoint are kept. It takes effect when that enters it."""
         deliveries = self.deliveries.setdefault(variant.dialect, Deliveries())
-        return Watch(member, variant, workspace, endpoint, deliveries, self.end_run)
+        return Watch(variant, workspace, endpoint, deliveries, self.end_run)
 
     def enter(self, watch: Watch, member: Member) -> None:
         """Move `member` to its watch."""

@@ -108,6 +108,7 @@ class Inbox:
     def end(self) -> None:
         """Take nothing more."""
         self._pending = None
+        self._reader = _NOBODY  # it holds us: each would keep the other until the collector of cycles looks
         # All of them, now: one that goes on would write to a closed socket, or find a place that nobody gives back.
         for task in self._tasks:
             task.cancel()
@@ -149,3 +150,17 @@ class Inbox:
         else:
             self._characters = 0
             self._wire.resume_reading()
+
+
+class _Nobody:
+    is_gone = True
+    is_following = False
+    is_stuck = False
+
+    def take(self, text: str, at: float, *, may_wait: bool = True) -> None: ...
+
+    def overtakes(self, text: str) -> bool:
+        return False
+
+
+_NOBODY = _Nobody()

@@ -769,7 +769,7 @@ def told(run: str, kind: str = "task_start", agent: str = "shop", workspace: str
 def watching(hub: Hub, numbered: Numbered, *runs: str, endpoint: str = "shop") -> tuple[Member, groups.Watch]:
     """Somebody who has `runs` at an endpoint."""
     member = Member()
-    watch = hub.watch(member, numbered.variant, "ws-1", endpoint)
+    watch = hub.watch(numbered.variant, "ws-1", endpoint)
     hub.enter(watch, member)
     for run in runs:
         hub.add_run(watch, run, 1.0)
