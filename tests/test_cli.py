@@ -23,7 +23,7 @@ from broker.credentials import Credentials, Outcome, Verdict
 from broker.events import MAX_EVENT_BYTES
 from broker.positions import is_after, parse
 from gateway.auth import READ_ONLY, Verifier
-from gateway.cli import READ_BYTES
+from gateway.cli.publishing import READ_BYTES
 from gateway.settings import Settings, fields
 
 from .support import SECRET, free_port, token, until
