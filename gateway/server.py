@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +19,16 @@ from .node import Node
 from .wire import Wire
 
 BACKLOG = 4096
+# How uvicorn serves us, and the bare route beside which the bench holds the Agents API.
+UVICORN: dict[str, Any] = {
+    "loop": "uvloop",
+    "lifespan": "off",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "proxy_headers": False,
+    "backlog": BACKLOG,
+}
 LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,16 +42,10 @@ class Server(uvicorn.Server):
                 application(node),
                 host=settings.host,
                 port=settings.port,
-                loop="uvloop",
                 http=Http,
                 ws=partial(Wire, node),  # type: ignore[arg-type]
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=BACKLOG,
                 timeout_graceful_shutdown=5,
+                **UVICORN,
             )
         )
         self.node = node

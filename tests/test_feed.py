@@ -376,9 +376,10 @@ async def test_a_change_of_channels_between_the_two_copies_of_an_event_neither_d
         assert taken.gaps == []
 
 
-async def test_who_wants_the_workspace_during_an_outage_takes_nothing_from_who_wanted_an_agent(
+async def test_who_wants_the_workspace_during_an_outage_takes_nothing_from_those_who_want_an_agent(
     redis: LocalRedis, prefix: str
 ) -> None:
+    """What was missed meanwhile still comes on the line that was heard before."""
     async with (
         proxy(redis.port) as middle,
         Broker.connect(redis.url, prefix=prefix) as publisher,
@@ -391,9 +392,10 @@ async def test_who_wants_the_workspace_during_an_outage_takes_nothing_from_who_w
         middle.cut()
         await until(lambda: not feed.is_connected)
         await publisher.publish(progress(1))
-        feed.want([(WORKSPACE, None)])
+        joined = feed.want([(WORKSPACE, None)])
+        assert joined is not None
         middle.go_on()
-        await until(lambda: feed.position(WORKSPACE, None))
+        await joined
         await publisher.publish(progress(2))
         await until(lambda: taken.steps()[-1] == 2)
         assert taken.steps() == [0, 1, 2]

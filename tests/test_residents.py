@@ -16,6 +16,7 @@ from broker.local import LocalRedis
 from .freeagentics import freeagentics
 from .rest import Rest
 from .support import Client, Node, maxicore, private_redis, token, until
+from .wire import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -220,15 +221,8 @@ async def test_a_connection_stays_its_agents(node: Node) -> None:
 # -- what it says
 
 SAID: list[dict[str, Any]] = [
-    {"type": "task.started", "task_id": "task-456", "agent_id": AGENT, "description": "Process data file"},
-    {
-        "type": "task.progress",
-        "task_id": "task-456",
-        "step": 3,
-        "total_steps": 10,
-        "current_action": "Reading file: data.csv",
-        "output": "Processing 1000 rows...",
-    },
+    examples.TASK_STARTED,
+    examples.TASK_PROGRESS,
     {
         "type": "task.progress",
         "timestamp": "2026-03-27T10:30:45Z",
@@ -236,18 +230,8 @@ SAID: list[dict[str, Any]] = [
         "task_id": "task-456",
         "data": {"step": 4, "ours": {"deep": [1]}},
     },
-    {
-        "type": "task.completed",
-        "task_id": "task-456",
-        "result": {"success": True, "summary": "Processed", "output_files": ["result.json"]},
-        "credits_used": 42,
-    },
-    {
-        "type": "task.failed",
-        "task_id": "task-456",
-        "error": {"code": "FILE_NOT_FOUND", "message": "File /data/input.csv not found"},
-        "credits_used": 5,
-    },
+    examples.TASK_COMPLETED,
+    examples.TASK_FAILED,
 ]
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.app import GC_THRESHOLDS
-from gateway.server import BACKLOG
+from gateway.server import UVICORN
 
 _UVICORN_ADDS = ("date", "content-length")
 
@@ -37,21 +37,8 @@ def application(answer: bytes) -> Starlette:
 def main() -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    # As in gateway/server.py.
-    uvicorn.run(
-        application(Path(sys.argv[2]).read_bytes()),
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-    )
+    body = Path(sys.argv[2]).read_bytes()
+    uvicorn.run(application(body), host="127.0.0.1", port=int(sys.argv[1]), http="httptools", ws="none", **UVICORN)
 
 
 if __name__ == "__main__":
