@@ -6,17 +6,16 @@
     redis+cluster://[user:password@]host:6379,host                    a cluster, by some of its nodes; rediss+cluster://
 
 User and password are Redis' own. Sentinels that want any get them as the options `sentinel_username` and
-`sentinel_password`.
+`sentinel_password`; that user needs +hello, +sentinel|get-master-addr-by-name and +sentinel|master.
 """
 
 import ssl
 from typing import Any, Literal, NamedTuple
 
-from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
 
 from .errors import Invalid
-from .topology import Host, cluster, one, sentinel
+from .topology import Host
 
 Topology = Literal["one", "sentinel", "cluster"]
 
@@ -100,20 +99,6 @@ def read(url: str) -> Address:
         sentinel_username=found[0].get("sentinel_username"),
         sentinel_password=found[0].get("sentinel_password"),
     )
-
-
-def client(address: Address, name: str, *, retries: int = 0) -> Redis:
-    """A client for commands. `retries` is for one that only reads: a write whose answer was lost would run twice.
-
-    It raises redis-py's errors (`RedisError`) and OSError, whatever the topology. With sentinels it asks them at each
-    new connection who is the master. In a cluster it goes where the slot of a command's first key is.
-    """
-    match address.topology:
-        case "sentinel":
-            return one.client(address, name, retries, leader=sentinel.Leader(sentinel.Sentinels(address)))
-        case "cluster":
-            return cluster.Cluster(address, lambda host: one.client(address.at(host), name, retries))
-    return one.client(address, name, retries)
 
 
 def _parts(url: str, known: set[str]) -> dict[str, Any]:

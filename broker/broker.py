@@ -19,6 +19,7 @@ from .positions import Position
 from .presence import Presence
 from .producer import Producer
 from .replicas import Replicas
+from .topology import clients
 
 LOG_EVENTS = 10_000
 LOG_SECONDS = 3600
@@ -49,8 +50,8 @@ class Broker:
         self.workspace_id = workspace_id
         self.log_events = log_events
         self.log_seconds = log_seconds
-        self.redis = addresses.client(address, name)
-        self._reads = addresses.client(address, f"{name}-reads", retries=2)
+        self.redis = clients.client(address, name)
+        self._reads = clients.client(address, f"{name}-reads", retries=2)
         self.log = Log(self._reads, self.keys)
         self._replicas = Replicas(address, self.keys, f"{name}-replicas")
         self.producer = Producer(

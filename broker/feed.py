@@ -65,8 +65,8 @@ class Feed:
         self._keys = keys
         self._taker = taker
         self._name = name
-        self._healer = Healer(log, taker, self._healed)
         self._route = route(address, keys)
+        self._healer = Healer(log, taker, self.server, self._healed)
         self._version = -1  # of the route, when all workspaces were given to their followers
         self._followers: dict[Host, Follower] = {}
         self._tasks: dict[Host, asyncio.Task[None]] = {}
@@ -133,6 +133,10 @@ class Feed:
             self._ask_to_turn(self._workspaces[name])
             self._workspaces[name].wake()
 
+    def server(self, name: str) -> Host | None:
+        """Who has the workspace, as far as that is known."""
+        return self._route.server(name)
+
     def is_held(self, name: str) -> bool:
         """True while events of the workspace wait behind a hole."""
         workspace = self._workspaces.get(name)
@@ -197,7 +201,7 @@ class Feed:
         if all(line.position is None for line in workspace.heard()):
             workspace.follows_whole = workspace.wants_whole  # nothing was heard yet
         elif workspace.can_turn and workspace.follower is not None:
-            workspace.follower.at_answer(workspace.turn)
+            workspace.follower.turn_at_answer(workspace)
 
     def _healed(self, workspace: Workspace) -> None:
         self._ask_to_turn(workspace)
@@ -277,7 +281,9 @@ class Feed:
         by.drop(workspace)
         self._homeless[workspace] = None
         self._route.hear(words, by.address.hosts[0])
-        self._stirred.set()
+        # Where nobody has it now, to ask at once again and again would only be a storm.
+        if not words or words.startswith("MOVED "):
+            self._stirred.set()
 
     def lost(self) -> None:
         self._stirred.set()

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -144,10 +144,10 @@ class Follower:
                 self._unsubscribing.update(names)
             self._ask_for(self._words.unsubscribe, names, partial(self._not_unsubscribed, names))
 
-    def at_answer(self, then: Callable[[], None]) -> None:
-        """Call `then` at an answer. Answers and messages share one ordered stream, and none comes between the copies of
-        one event. It is not called when the connection ends before."""
-        self._ask([("PING",)], [lambda _: then()])
+    def turn_at_answer(self, workspace: Workspace) -> None:
+        """Let it turn at an answer, if it is still followed then. Answers and messages share one ordered stream, and no
+        answer comes between the copies of one event."""
+        self._ask([("PING",)], [partial(self._turn, workspace)])
 
     async def pass_by(self) -> bool:
         """Wait until all that the server published before has been handed on; False when the connection ended."""
@@ -348,7 +348,7 @@ class Follower:
                 # It is told on the heard lines too. Only where it stands is noted, for when this line is heard again.
                 position = message[7 : message.find(b'"', 7)].decode(errors="replace")
                 if message.startswith(_DURABLE) and parse(position) is not None:
-                    line.position = Position(position)
+                    line.before, line.position = None, Position(position)
                 continue
             try:
                 event = unpack(message, workspace.name, line.agent)
@@ -391,9 +391,9 @@ class Follower:
         self._attempts = 0
         if self._probe is None:
             self.is_deaf = False  # as far as can be known
-        head = Position(reply.decode()) if reply else START
+        head = line.head = Position(reply.decode()) if reply else START
         if line.position is None or not workspace.is_heard(line):
-            line.position = line.read_to = head
+            line.stand(head)
         line.is_behind = workspace.is_heard(line) and line.position != head
         if not line.is_joined:
             line.is_joined = True
@@ -443,6 +443,10 @@ class Follower:
         self._fences.remove(fence)
         if not fence.done():
             fence.set_result(True)
+
+    def _turn(self, workspace: Workspace, _: object) -> None:
+        if workspace.follower is self:
+            workspace.turn()
 
     def _heard_answer(self, reply: object) -> None:
         self._answered_at = monotonic()

@@ -7,7 +7,8 @@ log cannot fill is a gap, and is told.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 from .errors import Invalid, Unavailable
 from .events import Carried
@@ -15,21 +16,29 @@ from .lines import Gap, Line, Taker, Workspace
 from .log import FIRST_PAGE_EVENTS, Log
 from .patience import pause
 from .positions import START, Position, is_after, order
+from .topology import Host
 
 logger = logging.getLogger("trunkline.feed")
 
 MAX_HELD_BYTES = 16 * 1024 * 1024
+# At one server: those that wait for one that is away keep nobody from the others.
 MAX_HEALERS = 16
 
 
 class Healer:
-    """Holds workspaces, fills their holes and releases them. `on_healed` is called when one is through."""
+    """Holds workspaces, fills their holes and releases them.
 
-    def __init__(self, log: Log, taker: Taker, on_healed: Callable[[Workspace], None]) -> None:
+    `server` tells who has a workspace, as far as that is known. `on_healed` is called when one is through.
+    """
+
+    def __init__(
+        self, log: Log, taker: Taker, server: Callable[[str], Host | None], on_healed: Callable[[Workspace], None]
+    ) -> None:
         self._log = log
         self._taker = taker
         self._on_healed = on_healed
-        self._turns = asyncio.Semaphore(MAX_HEALERS)
+        self._server = server
+        self._turns: dict[Host | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_HEALERS))
 
     def hold(self, workspace: Workspace) -> None:
         if workspace.held is None:
@@ -49,7 +58,7 @@ class Healer:
                 self._keep(workspace, line, event)
                 self.heal(workspace)
                 return
-            line.position = Position(event.id)
+            line.advance(Position(event.id))
         batch.append(event)
 
     def heal(self, workspace: Workspace) -> None:
@@ -94,7 +103,7 @@ class Healer:
                 for line in workspace.heard():
                     line.is_behind = False
                 try:
-                    async with self._turns:
+                    async with self._turns[self._server(workspace.name)]:
                         await fill(workspace, self._log, self._taker)
                 except Unavailable as error:
                     logger.warning("healing a workspace: %s", error)
@@ -122,13 +131,21 @@ class Healer:
             if line.position != heads.get(line.agent, line.position):
                 agents = None if line.agent is None else frozenset((line.agent,))
                 self._taker.on_gap(Gap(workspace.name, agents, line.position or START))
-                line.position = line.read_to = heads[line.agent]
+                line.stand(heads[line.agent])
 
 
 async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
-    """Hand on what the log holds behind the heard lines, a page at a time; tell what it no longer holds."""
+    """Hand on what the log holds behind the heard lines, a page at a time; tell what it no longer holds.
+
+    Raises `Unavailable` as long as the log cannot be read, or is another one than the lines have.
+    """
     heard = {line.agent: line for line in workspace.heard() if line.position is not None}
     heads = await log.heads(workspace.name, list(heard))
+    # Around a failover the log may still be read where it is the past. Of an agent that was purged there is no head.
+    if any(
+        is_after(line.head, heads[agent]) and not (agent and heads[agent] == START) for agent, line in heard.items()
+    ):
+        raise Unavailable("its log is read from another server than the one that is heard")
     behind = {agent: line for agent, line in heard.items() if line.position != heads[agent]}
     if not behind:
         return
@@ -139,11 +156,14 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
             _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=True)
             # Perhaps only the last event was none of its own: then the one before it is where its history goes on.
             is_before_known = line.before is not None and not is_after(line.before, heads[agent])
-            line.position = line.read_to = line.before if is_before_known and line.before else heads[agent]
+            line.stand(line.before if is_before_known and line.before else heads[agent])
     after = min((line.position or START for line in behind.values()), key=order)
     filled, limit = 0, FIRST_PAGE_EVENTS
     while any(line.position != heads[agent] for agent, line in behind.items()):
         page = await log.page(workspace.name, after, limit)
+        if page.events:
+            # Of whom nothing is left, that is told before what others said since.
+            await _skip_lost(behind, heads, log, taker, before=page.events[0].id or START)
         batch: list[Carried] = []
         for event in page.events:
             own = heard.get(None) or heard.get(event.agent_id or "")
@@ -159,21 +179,33 @@ async def fill(workspace: Workspace, log: Log, taker: Taker) -> None:
                 purged = await log.purged(workspace.name) if is_reset and own.agent is None else START
                 if not is_reset or is_after(own.position or START, purged):
                     _tell_gap(taker, own, Position(event.id), is_reset=is_reset)
-            own.position = own.read_to = Position(event.id)
+            own.stand(Position(event.id))
             batch.append(event)
         _hand_on(taker, batch)
         filled += len(batch)
         after, limit = page.end, page.limit
         if page.is_last:
             break
-    for agent, line in behind.items():
-        if is_after(heads[agent], line.position or START):
-            _tell_gap(taker, line, await log.oldest(workspace.name), is_reset=False)
-            line.position = line.read_to = heads[agent]
+    await _skip_lost(behind, heads, log, taker)
     for agent in ended:
         await _end(behind[agent], log, taker)
     if filled:
         taker.on_healed(filled)
+
+
+async def _skip_lost(
+    behind: Mapping[str | None, Line],
+    heads: Mapping[str | None, Position],
+    log: Log,
+    taker: Taker,
+    before: str | None = None,
+) -> None:
+    """Go to the heads to which the log does not lead (only to those `before` a position, if any), and tell that."""
+    for agent, line in behind.items():
+        head = heads[agent]
+        if is_after(head, line.position or START) and (before is None or is_after(before, head)):
+            _tell_gap(taker, line, await log.oldest(line.workspace.name), is_reset=False)
+            line.stand(head)
 
 
 async def _ended(workspace: Workspace, log: Log, lines: list[Line]) -> set[str | None]:
@@ -190,7 +222,7 @@ async def _end(line: Line, log: Log, taker: Taker) -> None:
     position = line.position or START
     if not (await log.bounds(line.workspace.name, position)).is_entry:
         _tell_gap(taker, line, await log.oldest(line.workspace.name), is_reset=False)
-    line.read_to, line.position = position, START
+    line.before, line.read_to, line.position = None, position, START
 
 
 def _hand_on(taker: Taker, batch: list[Carried]) -> None:

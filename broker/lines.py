@@ -56,6 +56,7 @@ class Line:
         "agent",
         "before",
         "channel",
+        "head",
         "is_behind",
         "is_joined",
         "leave_at",
@@ -69,8 +70,9 @@ class Line:
         self.agent = agent
         self.channel = channel
         self.position: Position | None = None  # up to here all was handed on; None before the first join
-        self.before: Position | None = None  # the position before it, if the last event came live
+        self.before: Position | None = None  # the position before it, while the last event is one that came live
         self.read_to: Position = START  # up to here the log or the head told, messages may still be on their way
+        self.head: Position = START  # the newest position, when its server was asked last
         self.is_joined = False  # since the connection was made
         self.is_behind = False  # its head stands elsewhere
         self.leave_at = 0.0
@@ -78,6 +80,14 @@ class Line:
     @property
     def is_wanted(self) -> bool:
         return self.workspace.wants[self.agent] > 0
+
+    def advance(self, position: Position) -> None:
+        """The next of its chain has come live."""
+        self.before, self.position = self.position, position
+
+    def stand(self, position: Position) -> None:
+        """It stands where the log or the head told, whatever came before."""
+        self.before, self.position, self.read_to = None, position, position
 
 
 class Workspace:

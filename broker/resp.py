@@ -10,14 +10,12 @@ message published before it has been seen too. The feed's joining and checking r
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import hiredis
 
+from .address import Address
 from .errors import Unavailable
-
-if TYPE_CHECKING:
-    from .address import Address
 
 CONNECT_SECONDS = 5.0
 
@@ -150,7 +148,7 @@ _NOBODY = _Nobody()
 
 
 async def connect(
-    address: "Address", taker: Taker, name: str, *commands: Command, seconds: float = CONNECT_SECONDS
+    address: Address, taker: Taker, name: str, *commands: Command, seconds: float = CONNECT_SECONDS
 ) -> tuple[Connection, list[Any]]:
     """Open a connection to the server at `address`, introduce ourselves and ask `commands`.
 
@@ -158,7 +156,9 @@ async def connect(
     """
     loop = asyncio.get_running_loop()
     connection = Connection(taker)
-    login = ("AUTH", address.username or "default", address.password) if address.password else ()
+    # A user without a password is one, too.
+    has_login = address.username or address.password
+    login = ("AUTH", address.username or "default", address.password or "") if has_login else ()
     greetings: list[Command] = [("HELLO", 3, *login, "SETNAME", name)]
     if address.database:
         greetings.append(("SELECT", address.database))
@@ -182,8 +182,14 @@ async def connect(
     return connection, replies[len(greetings) :]
 
 
-async def ask(address: "Address", *command: str | int, seconds: float) -> Any:
+async def ask(address: Address, *command: str | int, seconds: float) -> Any:
     """The answer to one command, over a connection of its own. Raises `Unavailable`, also for an error."""
-    connection, (answer,) = await connect(address, _NOBODY, "trunkline-look", command, seconds=seconds)
-    connection.close("asked")
+    (answer,) = await ask_all(address, command, seconds=seconds)
     return answer
+
+
+async def ask_all(address: Address, *commands: Command, seconds: float) -> list[Any]:
+    """The answers to several commands, as `ask` has that to one."""
+    connection, answers = await connect(address, _NOBODY, "trunkline-look", *commands, seconds=seconds)
+    connection.close("asked")
+    return answers

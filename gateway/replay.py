@@ -10,6 +10,7 @@ once, each event encoded once.
 import asyncio
 import logging
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from broker.feed import Feed
 from broker.log import FIRST_PAGE_EVENTS, Log, Page
 from broker.patience import pause
 from broker.positions import START, Position, is_after, order, parse
+from broker.topology import Host
 
 from .dialects import Variant
 from .groups import Group, frames_of
@@ -34,6 +36,7 @@ logger = logging.getLogger("trunkline.replay")
 _LONGEST_PAUSE = 2.0
 _AHEAD_PAUSE = 0.1
 
+# At one server of Redis: those that wait for one that is away keep nobody from the others.
 MAX_WALKS = 16
 TAKERS_AT_ONCE = 64  # between two turns of the event loop
 MAX_LAST_BYTES = 128 * 1024  # what may be written together with taking one's place
@@ -71,13 +74,18 @@ class Resume:
             return matches(self.follow.before if has_fresh else self.follow.interest, event)
         return matches(self.follow.fresh, event) and not matches(self.follow.before, event)
 
-    def take(self, workspace: str, page: Page, places: list[tuple[int, int]]) -> None:
-        """Write what a page holds for this client; `places` are its events' positions as numbers."""
+    def take(self, workspace: str, page: Page, places: list[tuple[int, int]], purged: Position) -> None:
+        """Write what a page holds for this client; `places` are its events' positions as numbers.
+
+        Up to `purged` the events of deleted agents may have been taken out of the log.
+        """
         cursor = self.cursors[workspace]
         start = bisect_right(places, order(cursor))
-        if start < len(places) and workspace in self.on_entry and is_after(page.events[start].prev or cursor, cursor):
-            # The log was cut while we walked: between the cursor and this page something is missing.
-            self.say_gap(workspace, cursor, page.events[start].id)
+        if start < len(places) and workspace in self.on_entry:
+            prev = page.events[start].prev or cursor
+            # While we walked the log was cut, or Redis lost it and goes on from before: something is missing here.
+            if is_after(prev, cursor) or (is_after(cursor, prev) and is_after(cursor, purged)):
+                self.say_gap(workspace, cursor, page.events[start].id)
         owed = [page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])]
         self.write(owed)
         if owed and owed[-1].id is not None:
@@ -111,7 +119,7 @@ class Replays:
         self._hub = hub
         self._metrics = metrics
         self._walks: dict[str, Walk] = {}
-        self._places = asyncio.Semaphore(MAX_WALKS)
+        self._places: dict[Host | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_WALKS))
 
     async def resume(
         self, connection: "Connection", variant: Variant, follow: Follow, joined: "asyncio.Future[None] | None"
@@ -176,7 +184,8 @@ class Replays:
         while not is_through:
             walk = self._walks.get(workspace)
             if walk is None:
-                walk = self._walks[workspace] = Walk(self._log, workspace, self._walks, self._places)
+                places = self._places[self._feed.server(workspace)]
+                walk = self._walks[workspace] = Walk(self._log, workspace, self._walks, places)
             is_through = await walk.join(resume)
             if not await resume.connection.drained():
                 return
@@ -270,6 +279,7 @@ class Walk:
                 party += joining
                 async with self._places:
                     page = await _patiently(self._log.page, self._workspace, cursor, limit)
+                    purged = await _patiently(self._log.purged, self._workspace)
                 cursor, limit = page.end, page.limit
                 places = [order(event.id or START) for event in page.events]
                 staying = []
@@ -279,7 +289,7 @@ class Walk:
                     if future.done():
                         continue
                     try:
-                        resume.take(self._workspace, page, places)
+                        resume.take(self._workspace, page, places, purged)
                     except Exception as error:  # of one client: the others walk on
                         future.set_exception(error)
                         continue

@@ -14,7 +14,7 @@ import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker import Invalid, address
-from broker.topology import Host
+from broker.topology import Host, clients
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_connection_that_closes_while_it_is_set_up_is_a_lost_connection(hasty:
     failures: Counter[type[BaseException]] = Counter()
 
     async def ping_often() -> None:
-        async with address.client(address.read(f"redis://127.0.0.1:{hasty}/0"), "test") as redis:
+        async with clients.client(address.read(f"redis://127.0.0.1:{hasty}/0"), "test") as redis:
             for _ in range(20):
                 pings = [asyncio.ensure_future(redis.ping()) for _ in range(10)]
                 for _ in range(20):

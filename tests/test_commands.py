@@ -23,6 +23,7 @@ from broker.commands.settling import Settler
 from broker.errors import AgentOffline, AgentUnknown, QueueFull
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
+from broker.topology import clients
 
 from .proxy import proxy
 from .support import private_redis, until
@@ -77,7 +78,7 @@ class Sender:
 @contextlib.asynccontextmanager
 async def sending(url: str, prefix: str, *, node: str = "n1", is_running: bool = True) -> AsyncIterator[Sender]:
     where, keys = address.read(url), Keyspace(prefix)
-    redis = address.client(where, "test-node")
+    redis = clients.client(where, "test-node")
     replies: list[Reply] = []
     sender = Sender(redis, keys, Commander(redis, where, keys, node, replies.append), replies)
     task = asyncio.create_task(sender.commander.run()) if is_running else None

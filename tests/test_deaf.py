@@ -10,9 +10,10 @@ from redis.asyncio import Redis
 
 from broker import Broker
 from broker import follower as followers
-from broker.address import client, read
+from broker.address import read
 from broker.feed import Feed
 from broker.local import LocalRedis
+from broker.topology.clients import client
 from broker.topology.slots import slot_of
 
 from .proxy import Proxy
@@ -22,6 +23,9 @@ from .test_feed import WORKSPACE, Taken, join, progress
 from .topologies import Cluster, Server, redis_server_7
 
 pytestmark = pytest.mark.anyio
+
+
+_MESSAGES = (b">3\r\n$7\r\nmessage\r\n", b">3\r\n$8\r\nsmessage\r\n")
 
 
 class Swallowing(Proxy):
@@ -54,7 +58,7 @@ class Swallowing(Proxy):
             left += data
             while (end := end_of_reply(left, 0)) is not None:
                 reply, left = left[:end], left[end:]
-                if number <= self._deaf and reply.startswith(b">3\r\n$7\r\nmessage\r\n"):
+                if number <= self._deaf and reply.startswith(_MESSAGES):
                     self.swallowed += 1
                 else:
                     writer.write(reply)
@@ -298,3 +302,33 @@ async def test_in_a_cluster_each_deaf_connection_is_made_anew(cluster: Cluster, 
             await broker.publish(progress(1))
             await until(lambda: taken.steps() == [1])
             assert taken.connections.count(False) >= 3
+
+
+async def test_of_a_cluster_one_deaf_connection_is_found_and_the_others_are_left_alone(
+    cluster: Cluster, prefix: str, hasty: None
+) -> None:
+    server = cluster.servers[0]
+    names = [f"ws-{number}" for number in range(20)]
+    there = next(name for name in names if slot_of(f"{{{name}}}") <= 5460)
+    other = next(name for name in names if slot_of(f"{{{name}}}") > 5460)
+    async with swallowing(server.port) as middle:
+        server.ask("CONFIG SET", "cluster-announce-port", middle.port)
+        try:
+            await until(lambda: all(middle.port in ports(one) for one in cluster.servers))
+            async with Broker.connect(cluster.url, prefix=prefix) as broker, probing(broker) as (feed, taken):
+                await join(feed, (there, None), (other, None))
+                await until(lambda: feed.probes["heard"] >= 6)
+                middle.deafen()
+                await broker.publish_many([progress(1, workspace=there), progress(2, workspace=other)])
+                await until(lambda: taken.steps() == [2, 1])
+                await until(lambda: not feed.is_deaf)
+                await broker.publish(progress(3, workspace=there))
+                await until(lambda: taken.steps() == [2, 1, 3])
+                assert (taken.connections, feed.probes["missed"]) == ([True] * 3 + [False, True], 1)
+        finally:
+            server.ask("CONFIG SET", "cluster-announce-port", 0)
+
+
+def ports(server: Server) -> set[int]:
+    """Of the masters, as it knows them."""
+    return {node[1] for _, _, node, *_ in server.ask("CLUSTER SLOTS")}

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from broker import Broker, Event, Filter, Invalid
+from broker import Broker, Event, Filter, Invalid, address
 from broker import feed as feeds
 from broker import follower as followers
 from broker.events import Carried
 from broker.feed import Feed
 from broker.lines import Gap, Taker, Want
-from broker.local import LocalRedis
+from broker.local import LocalRedis, find_redis_server
 from broker.watch import watch
 
 from .proxy import proxy
 from .support import private_redis, until
+from .topologies import Server, redis_server_7
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +32,7 @@ class Taken(Taker):
     def __init__(self) -> None:
         self.events: list[Carried] = []
         self.gaps: list[Gap] = []
+        self.gaps_behind: list[int] = []  # so many events
         self.rejected: list[Invalid] = []
         self.batches: list[int] = []
         self.healed = 0
@@ -42,6 +44,7 @@ class Taken(Taker):
 
     def on_gap(self, gap: Gap) -> None:
         self.gaps.append(gap)
+        self.gaps_behind.append(len(self.events))
 
     def on_rejected(self, error: Invalid) -> None:
         self.rejected.append(error)
@@ -170,17 +173,31 @@ async def test_what_the_log_has_lost_meanwhile_is_told_as_a_gap(redis: LocalRedi
         proxy(redis.port) as middle,
         Broker.connect(redis.url, prefix=prefix, log_events=50) as publisher,
         Broker.connect(middle.url, prefix=prefix) as broker,
-        running(broker, (WORKSPACE, None)) as (_, taken),
+        running(broker, (WORKSPACE, None), ("ws-2", "agent-1"), ("ws-2", "agent-2"), ("ws-2", "agent-3")) as (_, taken),
     ):
         seen = await publisher.publish_many([progress(step) for step in range(10)])
-        await until(lambda: len(taken.events) == 10)
+        others = [progress(0, f"agent-{number}", "ws-2") for number in (1, 2, 3)]
+        before = await publisher.publish_many(others)
+        await until(lambda: len(taken.events) == 13)
         middle.pause()
         await publisher.publish_many([progress(step) for step in range(10, 200)])
+        lines = [progress(step, f"agent-{1 + (step > 20)}", "ws-2") for step in range(1, 200)]
+        await publisher.publish_many(lines)
         middle.cut()
         middle.go_on()
-        await until(lambda: taken.events[-1].event().data["step"] == 199)
-        assert taken.gaps == [Gap(WORKSPACE, None, seen[-1], taken.events[10].id)]
-        assert taken.steps() == [*range(10), *range(150, 200)]
+        await until(lambda: len(taken.events) == 13 + 50 + 50)
+        mine, theirs = ([event for event in taken.events if event.workspace_id == name] for name in (WORKSPACE, "ws-2"))
+        assert [gap for gap in taken.gaps if gap.workspace == WORKSPACE] == [
+            Gap(WORKSPACE, None, seen[-1], mine[10].id)
+        ]
+        assert [event.event().data["step"] for event in mine] == [*range(10), *range(150, 200)]
+        # Of one agent nothing is left, and of one a part. Both is told before any of it; a third one missed nothing.
+        gaps = {gap.agents: (gap, behind) for gap, behind in zip(taken.gaps, taken.gaps_behind, strict=True)}
+        for agent, since in zip(("agent-1", "agent-2"), before, strict=False):
+            gap, behind = gaps[frozenset((agent,))]
+            assert gap == Gap("ws-2", frozenset((agent,)), str(since), theirs[3].id)
+            assert theirs[3] not in taken.events[:behind]
+        assert len(taken.gaps) == 3
 
 
 async def test_a_redis_that_lost_its_history_is_told_as_a_reset(prefix: str) -> None:
@@ -195,6 +212,72 @@ async def test_a_redis_that_lost_its_history_is_told_as_a_reset(prefix: str) -> 
             assert [(gap.since, gap.agents, gap.is_reset) for gap in taken.gaps] == [(position, None, True)]
             await broker.publish(progress(3))
             await until(lambda: taken.steps() == [1, 2, 3])
+
+
+async def test_what_a_redis_still_has_of_its_history_does_not_come_again(prefix: str) -> None:
+    """The last events were healed from the log: of what came live before, nothing says where to go on."""
+    with Server(find_redis_server()) as redis:
+        async with Broker.connect(redis.url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)) as (_, taken):
+            for step in range(3):
+                await broker.publish(progress(step))
+            await until(lambda: len(taken.events) == 3)
+            for last in (10, 20):
+                await kill_feed(broker)
+                await broker.publish_many([progress(step) for step in range(len(taken.events), last)])
+                await until(lambda last=last: len(taken.events) == last)
+                if last == 10:
+                    await broker.redis.execute_command("SAVE")
+            assert taken.healed
+            await asyncio.to_thread(redis.kill)
+            await asyncio.to_thread(redis.start)
+            await until(lambda: taken.gaps)
+            await broker.publish(progress(20))
+            await until(lambda: taken.steps() == list(range(21)))
+            assert len(taken.gaps) == 1
+
+
+async def test_a_log_that_is_still_read_from_the_old_master_heals_nothing(prefix: str) -> None:
+    with private_redis() as old, private_redis() as new:
+        async with (
+            proxy(old.port) as heard,
+            proxy(old.port) as read,
+            Redis(port=new.port) as promoted,
+            Broker.connect(read.url, prefix=prefix) as reader,
+        ):
+            taken = Taken()
+            feed = Feed(address.read(heard.url), reader.keys, reader.log, taken)
+            task = asyncio.create_task(feed.run())
+            await join(feed, (WORKSPACE, None))
+            await reader.publish(progress(0))
+            await until(lambda: taken.steps() == [0])
+            await promoted.replicaof("127.0.0.1", old.port)
+            await until(lambda: has_all(promoted))
+            await promoted.replicaof("NO", "ONE")
+            async with Broker.connect(new.url, prefix=prefix) as publisher:
+                await publisher.publish(progress(1))
+                heard.target = new.port
+                heard.cut()
+                await until(lambda: feed.is_held(WORKSPACE))
+                await publisher.publish(progress(2))
+                read.target = new.port
+                read.cut()
+                await until(lambda: taken.steps() == [0, 1, 2])
+            assert (taken.rejected, taken.gaps) == ([], [])
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def has_all(replica: Redis) -> bool:
+    return bool((await replica.info("replication"))["master_link_status"] == "up")
+
+
+async def test_a_user_without_a_password_is_who_subscribes_too(prefix: str) -> None:
+    with Server(redis_server_7()) as redis:
+        redis.ask("ACL SETUSER", "node", "on", "nopass", "~*", "&*", "+@all")
+        url = redis.url.replace("redis://", "redis://node@")
+        async with Broker.connect(url, prefix=prefix) as broker, running(broker, (WORKSPACE, None)):
+            ours = {one["user"] for one in redis.ask("CLIENT LIST") if one["name"]}
+            assert ours == {"node"}
 
 
 async def test_a_deaf_connection_is_noticed_and_made_anew(

@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from broker import address
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
+from broker.topology import clients
 
 from .freeagentics import QUIET, TYPES, FreeAgentics, freeagentics, user
 from .support import SECRET, Node, http, maxicore, private_redis, token, until
@@ -141,7 +142,7 @@ class Places:
 
 @contextlib.asynccontextmanager
 async def places_in(url: str, prefix: str) -> AsyncIterator[Places]:
-    async with address.client(address.read(url), "test") as redis:
+    async with clients.client(address.read(url), "test") as redis:
         yield Places(redis, prefix)
 
 
@@ -498,7 +499,7 @@ async def test_a_message_costs_one_round_trip_and_a_refused_one_none(
     with private_redis() as redis:
         node = start_node(redis_url=redis.url, **QUIET)
 
-        async with freeagentics(node) as client, address.client(address.read(redis.url), "test") as asking:
+        async with freeagentics(node) as client, clients.client(address.read(redis.url), "test") as asking:
 
             async def calls() -> int:
                 stats = await asking.info("commandstats")

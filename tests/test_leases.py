@@ -18,6 +18,7 @@ from broker.keyspace import Keyspace
 from broker.limits import Leases, Pace, Place, Verdict, leases
 from broker.limits.leases import MAX_RENEWED, Held, Own
 from broker.local import LocalRedis
+from broker.topology import clients
 
 from .proxy import proxy
 from .support import private_redis, until
@@ -33,7 +34,7 @@ class Node:
     """The leases of one node, and what it was told to be lost."""
 
     def __init__(self, url: str, prefix: str, **options: Any) -> None:
-        self.redis = address.client(address.read(url), "trunkline-test")
+        self.redis = clients.client(address.read(url), "trunkline-test")
         self.lost: list[tuple[str, Place]] = []
         self.leases = Leases(self.redis, Keyspace(prefix), on_lost=lambda *lost: self.lost.append(lost), **options)
         self._task: asyncio.Task[None] | None = None

@@ -1,6 +1,7 @@
 """Replays under pressure: what is held overflows, and nobody is told a position that they do not have."""
 
 import asyncio
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,17 +10,18 @@ import pytest
 from broker import Broker, Event
 from broker.events import Carried
 from broker.filters import Filter
-from broker.log import Page
+from broker.local import LocalRedis
+from broker.log import Log, Page
 from broker.positions import START, Position
 from gateway.dialects.maxicore import VARIANTS
 from gateway.groups import frame_of
 from gateway.hub import Hub
-from gateway.messages import Follow
+from gateway.messages import Follow, GapSaid
 from gateway.metrics import Metrics
 from gateway.replay import Replays, Resume, Walk
 
 from .lean import LeanClient
-from .support import Node, token
+from .support import Node, private_redis, token
 
 pytestmark = pytest.mark.anyio
 
@@ -54,21 +56,24 @@ async def test_a_hold_that_overflows_during_a_replay_loses_nothing_of_any_worksp
 
 
 class Walker:
-    """Somebody who resumes at the log's beginning. `fails_at` is the page, from 1, that a bug keeps it from taking."""
+    """Somebody who resumes at a log's beginning. `fails_at` is the page, from 1, that a bug keeps it from taking."""
 
-    def __init__(self, fails_at: int = 0) -> None:
-        self.cursors = {"ws-456": Position(START)}
-        self.connection = SimpleNamespace(is_gone=False, is_full=False)
+    def __init__(self, fails_at: int = 0, workspace: str = "ws-456") -> None:
+        self.cursors = {workspace: Position(START)}
+        self.connection = SimpleNamespace(is_gone=False, is_full=False, drained=self._drained)
         self.pages = 0
         self.taken: list[str | None] = []
         self._fails_at = fails_at
 
-    def take(self, workspace: str, page: Page, places: list[Any]) -> None:
+    def take(self, workspace: str, page: Page, places: list[Any], purged: Position) -> None:
         self.pages += 1
         if self.pages == self._fails_at:
             raise RuntimeError("its socket is closed")
         self.taken += [event.id for event in page.events]
         self.cursors[workspace] = page.end
+
+    async def _drained(self) -> bool:
+        return True
 
 
 async def test_who_cannot_take_a_page_ends_alone(redis_url: str, prefix: str) -> None:
@@ -95,6 +100,9 @@ class LateFeed:
     def __init__(self, hub: Hub, at: Position, rest: list[Carried]) -> None:
         self.hub, self.at, self.rest = hub, at, rest
 
+    def server(self, workspace: str) -> None:
+        return None
+
     def is_held(self, workspace: str) -> bool:
         return False
 
@@ -108,7 +116,7 @@ class LateFeed:
 
 
 class Watching:
-    """A client as far as replays know one: keeps what is written to it, and its place in the hub."""
+    """A client as far as replays know one: keeps what is written to it, what it is told, and its place in the hub."""
 
     is_gone = is_full = False
     count = watch = None
@@ -116,9 +124,13 @@ class Watching:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.written = b""
+        self.told: list[tuple[Any, int]] = []  # each with how much was written before
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+    def perform(self, actions: list[Any]) -> None:
+        self.told += [(action.notice, len(self.written)) for action in actions]
 
     def may_see(self, workspace: str) -> bool:
         return True
@@ -130,10 +142,8 @@ class Watching:
         self.hub.place(cast(Any, self), FLAT, interest, 0.0)
 
 
-@pytest.mark.parametrize("since", range(9))
-@pytest.mark.parametrize("at", range(9))
 async def test_a_position_that_is_newer_than_the_feed_loses_nothing_of_what_was_followed_before(
-    redis_url: str, prefix: str, at: int, since: int
+    redis_url: str, prefix: str
 ) -> None:
     """It follows `a` up to where the feed stands, and comes with a position for `b`, from another node perhaps."""
     async with Broker.connect(redis_url, prefix=prefix) as broker:
@@ -142,16 +152,17 @@ async def test_a_position_that_is_newer_than_the_feed_loses_nothing_of_what_was_
             for step, agent in enumerate("abababaab")
         )
         events = (await broker.log.page("ws-456", START)).events
-        hub = Hub()
-        feed = LateFeed(hub, cast(Position, events[at].id), events[at + 1 :])
-        client = Watching(hub)
         a, b = (Filter(workspaces=frozenset({"ws-456"}), agents=frozenset({agent})) for agent in "ab")
-        client.place(frozenset({a}))
-        replays = Replays(broker.log, cast(Any, feed), hub, Metrics())
-        follow = Follow(frozenset({a, b}), frozenset({b}), frozenset({a}), {"ws-456": str(events[since].id)})
-        await replays.resume(cast(Any, client), FLAT, follow, None)
-        owed = [e for n, e in enumerate(events) if n > (at if e.agent_id == "a" else since)]
-        assert client.written == b"".join(frame_of(event, FLAT) or b"" for event in owed)
+        for at, since in product(range(9), repeat=2):
+            hub = Hub()
+            feed = LateFeed(hub, cast(Position, events[at].id), events[at + 1 :])
+            client = Watching(hub)
+            client.place(frozenset({a}))
+            replays = Replays(broker.log, cast(Any, feed), hub, Metrics())
+            follow = Follow(frozenset({a, b}), frozenset({b}), frozenset({a}), {"ws-456": str(events[since].id)})
+            await replays.resume(cast(Any, client), FLAT, follow, None)
+            owed = [e for n, e in enumerate(events) if n > (at if e.agent_id == "a" else since)]
+            assert client.written == b"".join(frame_of(event, FLAT) or b"" for event in owed), (at, since)
 
 
 async def test_who_has_gone_meanwhile_leaves_nothing_in_the_hub(redis_url: str, prefix: str) -> None:
@@ -163,3 +174,36 @@ async def test_who_has_gone_meanwhile_leaves_nothing_in_the_hub(redis_url: str, 
         a = frozenset({Filter(workspaces=frozenset({"ws-456"}))})
         await replays.resume(cast(Any, client), FLAT, Follow(a, a, frozenset(), {"ws-456": START}), None)
         assert hub.groups == 0
+
+
+class Emptied(Log):
+    """Redis comes back empty before the third page is read, and goes on."""
+
+    def __init__(self, broker: Broker, redis: LocalRedis, feed: LateFeed) -> None:
+        super().__init__(broker.redis, broker.keys)
+        self.broker, self.redis, self.feed = broker, redis, feed
+        self.pages: list[Page] = []
+
+    async def page(self, workspace: str, after: str, limit: int = 0) -> Page:
+        if len(self.pages) == 2:
+            await asyncio.to_thread(self.redis.stop)
+            await asyncio.to_thread(self.redis.start)
+            news = await self.broker.publish_many([progress(workspace, step) for step in range(3)])
+            self.feed.at = cast(Position, news[-1])
+        self.pages.append(await super().page(workspace, after, limit))
+        return self.pages[-1]
+
+
+async def test_a_history_that_is_lost_during_a_walk_is_a_gap_where_the_client_stands(prefix: str) -> None:
+    with private_redis() as redis:
+        async with Broker.connect(redis.url, prefix=prefix) as broker:
+            since, *_, last = await broker.publish_many([progress("ws-456", step, 3000) for step in range(300)])
+            hub = Hub()
+            feed = LateFeed(hub, cast(Position, last), [])
+            log = Emptied(broker, redis, feed)
+            client, a = Watching(hub), frozenset({Filter(workspaces=frozenset({"ws-456"}))})
+            replays = Replays(log, cast(Any, feed), hub, Metrics())
+            await replays.resume(cast(Any, client), FLAT, Follow(a, a, frozenset(), {"ws-456": str(since)}), None)
+            before = sum(len(frame_of(event, FLAT) or b"") for page in log.pages[:2] for event in page.events)
+            (event, *_) = log.pages[2].events
+            assert client.told == [(GapSaid("ws-456", log.pages[1].end, event.id), before)]

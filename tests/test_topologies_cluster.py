@@ -4,24 +4,31 @@ loses, doubles or reorders anything without a word."""
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.exceptions import RedisError
 
 from broker import Broker, Unavailable
 from broker import feed as feeds
-from broker.address import client, read
+from broker.address import read
+from broker.healing import MAX_HEALERS
 from broker.keyspace import Keyspace
 from broker.local import LocalRedis
+from broker.topology.clients import client
 from broker.topology.cluster import Map
 from broker.topology.slots import slot_of
+from gateway.hub import Hub
+from gateway.metrics import Metrics
+from gateway.replay import MAX_WALKS, Replays, Resume
 
-from .support import until
+from .support import free_port, until
 from .test_feed import WORKSPACE, join, progress, running, say
+from .test_replay import Walker
 from .test_topologies_sentinel import publishing, steps_of
-from .topologies import Cluster, Server
+from .topologies import Cluster, Server, redis_server_7
 
 pytestmark = pytest.mark.anyio
 
@@ -206,30 +213,50 @@ async def test_a_pipeline_is_answered_in_its_order_whatever_its_slots(cluster: C
 
 async def test_a_halted_master_holds_up_nobody_elses_workspaces(cluster: Cluster, prefix: str) -> None:
     victim = cluster.master_of(slot(prefix))
-    other = next(name for name in (f"ws-{one}" for one in range(99)) if cluster.master_of(slot(prefix, name)) != victim)
+    ranges = cluster.slots_of(victim)
+    all_names = [f"ws-{number}" for number in range(200)]
+    names = [name for name in all_names if any(first <= slot(prefix, name) <= last for first, last in ranges)]
+    other = next(name for name in all_names if name not in names)
+    assert len(names) > 2 * MAX_HEALERS == 2 * MAX_WALKS
     async with (
         Broker.connect(cluster.url, prefix=prefix, patience_seconds=30) as broker,
-        running(broker, (WORKSPACE, None), (other, None)) as (_, taken),
+        running(broker, *((name, None) for name in (WORKSPACE, other, *names))) as (feed, taken),
     ):
-        await broker.publish_many([progress(0), progress(0, workspace=other)])
+        replays = Replays(broker.log, feed, Hub(), Metrics())
+        await broker.publish_many([progress(0), *(progress(0, workspace=name) for name in (other, *names))])
         victim.signal(signal.SIGSTOP)
+        # Many holes are being filled there, and many clients resume.
+        for name in names:
+            feed._healer.hold(feed._workspaces[name])
+            feed._healer.heal(feed._workspaces[name])
+        walking = [asyncio.create_task(walk(replays, name)) for name in names]
+        await asyncio.sleep(0.1)
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(2):
+                await walk(replays, other)
+                feed._healer.hold(feed._workspaces[other])
+                feed._healer.heal(feed._workspaces[other])
                 await broker.publish(progress(1, workspace=other))
                 await until(lambda: steps_of(taken, other) == [0, 1])
             async with Broker.connect(cluster.url, prefix=prefix, patience_seconds=30) as newcomer:
                 await newcomer.publish(progress(1))
             await until(lambda: steps_of(taken, WORKSPACE) == [0, 1], 20)
+            for each in (*walking, *(walk._task for walk in replays._walks.values())):
+                each.cancel()
         finally:
             victim.signal(signal.SIGCONT)
             with contextlib.suppress(RedisError):
                 victim.ask("PING")
 
 
+async def walk(replays: Replays, workspace: str) -> None:
+    """As somebody who resumes at the beginning of its log."""
+    await replays._walk(cast(Resume, Walker(workspace=workspace)), workspace)
+
+
 async def test_many_who_find_the_map_stale_at_once_ask_for_it_together(cluster: Cluster) -> None:
     def asked() -> int:
-        found = [server.ask("INFO", "commandstats").get("cmdstat_cluster|slots", {}) for server in cluster.servers]
-        return sum(int(one.get("calls", 0)) for one in found)
+        return sum(map(asked_for_slots, cluster.servers))
 
     slots, before = Map(read(cluster.url)), asked()
 
@@ -240,6 +267,50 @@ async def test_many_who_find_the_map_stale_at_once_ask_for_it_together(cluster: 
 
     await asyncio.gather(*(lose() for _ in range(100)))
     assert 1 <= asked() - before <= 2
+
+
+@pytest.mark.parametrize("slots", [None, (0, 16383)])
+async def test_a_node_that_has_left_or_stands_in_the_past_misleads_nobody(
+    cluster: Cluster, prefix: str, slots: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that there are no slots, or that all are its own, as of an epoch that is over."""
+    monkeypatch.setattr(feeds, "LOOK_SECONDS", 0.05)
+    with Server(redis_server_7(), cluster_enabled="yes", cluster_port=free_port()) as other:
+        if slots is not None:
+            other.ask("CLUSTER ADDSLOTSRANGE", *slots)
+        url = f"{cluster.url.partition(',')[0]},127.0.0.1:{other.port}"
+        wants = [(name, None) for name in NAMES]
+        async with Broker.connect(url, prefix=prefix) as broker, running(broker, *wants) as (_, taken):
+            await until(lambda: asked_for_slots(other))
+            await broker.publish_many([progress(1, workspace=name) for name in NAMES])
+            await until(lambda: len(taken.events) == 3)
+            assert taken.connections == [True] * 3
+
+
+def asked_for_slots(server: Server) -> int:
+    return int(server.ask("INFO", "commandstats").get("cmdstat_cluster|slots", {"calls": 0})["calls"])
+
+
+async def test_a_cluster_that_is_down_is_asked_in_its_own_time(prefix: str) -> None:
+    with Server(redis_server_7(), cluster_enabled="yes", cluster_port=free_port()) as alone:
+        alone.ask("CLUSTER ADDSLOTSRANGE", 1, 16383)
+        since = time.monotonic()
+        url = f"redis+cluster://127.0.0.1:{alone.port}"
+        async with Broker.connect(url, prefix=prefix) as broker:
+            started = asyncio.create_task(start_joining(broker))
+            await until(lambda: refused(alone) >= 4)
+            assert time.monotonic() - since > 2 * feeds.HURRY_SECONDS
+            alone.ask("CLUSTER ADDSLOTS", 0)
+            await started
+
+
+async def start_joining(broker: Broker) -> None:
+    async with running(broker, (WORKSPACE, None)):
+        pass
+
+
+def refused(server: Server) -> int:
+    return int(server.ask("INFO", "commandstats").get("cmdstat_hget", {"rejected_calls": 0})["rejected_calls"])
 
 
 async def test_a_replica_alone_is_enough_to_find_the_cluster(cluster: Cluster, prefix: str) -> None:

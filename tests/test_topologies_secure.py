@@ -85,8 +85,14 @@ async def test_tls_and_a_user_of_few_rights(
         for server in found.servers:
             rights = (f"~{prefix}:*", f"&{prefix}:*", "+@all", "-@dangerous", "-@admin", "+role")
             server.ask("ACL SETUSER", USER, "on", f">{PASSWORD}", *rights)
-        login = f"{USER}:{quote(PASSWORD, safe='')}@"
-        url = f"{scheme}://{login}{found.hosts}{path}?ssl_ca_certs={tls / 'ca.pem'}"
+        login, query = f"{USER}:{quote(PASSWORD, safe='')}@", f"ssl_ca_certs={tls / 'ca.pem'}"
+        if isinstance(found, Sentinels):
+            for sentinel in found.sentinels:
+                rights = ("-@all", "+hello", "+sentinel|get-master-addr-by-name", "+sentinel|master")
+                sentinel.ask("ACL SETUSER", "asker", "on", ">who?", *rights)
+                sentinel.ask("ACL SETUSER", "default", "off")
+            query += "&sentinel_username=asker&sentinel_password=who%3F"
+        url = f"{scheme}://{login}{found.hosts}{path}?{query}"
         async with (
             Broker.connect(url, prefix=prefix) as broker,
             running(broker, (WORKSPACE, None), ("ws-2", None)) as (_, taken),

@@ -1,4 +1,4 @@
-"""Which slot a command goes to, and who has it."""
+"""Which slot a command goes to, who has it, and whom to believe."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,10 @@ import pytest
 from redis.crc import key_slot
 
 import broker
+from broker import Unavailable
 from broker.keyspace import Keyspace
 from broker.topology import Host
+from broker.topology.peers import Peers
 from broker.topology.slots import Slots, redirection, slot_of, slot_of_command
 
 SCRIPTS = sorted(path.name for path in (Path(broker.__file__).parent / "scripts").glob("*.lua"))
@@ -72,6 +74,7 @@ def test_the_owners_are_those_of_the_last_answer_and_of_the_redirections_since()
         [[0, 8191, [b"", 7000, b"id", []], [b"10.0.0.9", 7009, b"id"]], [8192, 16383, [b"10.0.0.2", 7001]]], HERE
     )
     assert (slots.owner(8191), slots.owner(8192), slots.masters) == (HERE, THERE, [HERE, THERE])
+    assert slots.nodes == {HERE, THERE, Host("10.0.0.9", 7009)}
     slots.move(5, THERE)
     slots.move(5, THERE)
     assert (slots.owner(5), slots.version) == (THERE, 2)
@@ -81,3 +84,43 @@ def test_a_redirection_names_the_slot_and_the_owner() -> None:
     assert redirection("MOVED 3999 10.0.0.2:7001", HERE) == (3999, THERE)
     assert redirection("ASK 3999 :7005", HERE) == (3999, Host("10.0.0.1", 7005))
     assert redirection("MOVED 1 ::1:7005", HERE) == (1, Host("::1", 7005))
+
+
+@pytest.mark.anyio
+async def test_the_past_is_not_believed_unless_most_tell_of_it_and_who_is_silent_is_asked_last() -> None:
+    a, b, c, d = (Host(name, 1) for name in "abcd")
+    epochs: dict[Host, int] = {a: 3, b: 2, c: 3}
+    asked: list[Host] = []
+
+    async def question(host: Host) -> tuple[int, Host]:
+        asked.append(host)
+        if host not in epochs:
+            raise Unavailable("nobody is here")
+        return epochs[host], host
+
+    async def ask() -> list[Host]:
+        asked.clear()
+        answer = await peers.ask(question)
+        assert answer == asked[-1]
+        return list(asked)
+
+    peers = Peers([a, b, c])
+    assert [await ask() for _ in range(3)] == [[a], [b, c], [a]]
+    del epochs[a], epochs[c]
+    with pytest.raises(Unavailable, match=r"nobody|epoch 2, and there was 3"):
+        await ask()
+    epochs[c] = 3
+    assert [await ask() for _ in range(2)] == [[b, c], [b, c]], "the silent one is not asked while others answer"
+    # Set up anew: most are behind, and the newest of them is believed.
+    epochs |= {a: 1, c: 1}
+    assert await peers.ask(question) == b
+    assert await peers.ask(question) == b
+    # Those that have left are forgotten, those that the URL names are not.
+    peers.know([d])
+    epochs.clear()
+    epochs[d] = 3
+    assert set(await ask()) == {a, b, c, d}
+    peers.know([])
+    with pytest.raises(Unavailable, match="nobody"):
+        await ask()
+    assert set(asked) == {a, b, c}

@@ -16,6 +16,7 @@ from broker.keyspace import Keyspace
 from broker.limits import Taken, Window, Windows, decisions, windows
 from broker.limits.decisions import MAX_BATCH, short
 from broker.local import LocalRedis
+from broker.topology import clients
 
 from .proxy import proxy
 from .support import private_redis, until
@@ -77,7 +78,7 @@ def test_no_window_grants_more_than_the_limit(messages: list[tuple[int, int]], l
 @contextlib.asynccontextmanager
 async def node(url: str, prefix: str) -> AsyncIterator[Windows]:
     """The windows of one node."""
-    redis = address.client(address.read(url), "trunkline-test")
+    redis = clients.client(address.read(url), "trunkline-test")
     windows = Windows(redis, Keyspace(prefix))
     try:
         yield windows

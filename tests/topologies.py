@@ -224,12 +224,17 @@ class Cluster:
         def found() -> Server | None:
             for server in self.servers:
                 with suppress(RedisError, OSError):
-                    if server.role == "master" and any(first <= slot <= last for first, last in self._own(server)):
+                    if server.role == "master" and any(first <= slot <= last for first, last in self.slots_of(server)):
                         return server
             return None
 
         owner: Server = wait(found, "a master of the slot")
         return owner
+
+    def slots_of(self, server: Server) -> list[tuple[int, int]]:
+        """The first and the last of each range that it says is its own."""
+        own = next(node for node in server.ask("CLUSTER NODES").values() if "myself" in node["flags"])
+        return [(int(slots[0]), int(slots[-1])) for slots in own["slots"]]
 
     def other_than(self, server: Server) -> Server:
         """Another master."""
@@ -296,10 +301,6 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _own(self, server: Server) -> list[tuple[int, int]]:
-        own = next(node for node in server.ask("CLUSTER NODES").values() if "myself" in node["flags"])
-        return [(int(slots[0]), int(slots[-1])) for slots in own["slots"]]
 
 
 def _start_all(stack: ExitStack, servers: Sequence[Server]) -> None:

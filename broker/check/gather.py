@@ -10,13 +10,12 @@ from typing import Any
 import hiredis
 from redis.exceptions import RedisError
 
-from .. import address as addresses
 from ..address import Address
 from ..errors import Unavailable
 from ..keyspace import TABLE, Keyspace
 from ..resp import Connection, ask, connect
 from ..script import Script
-from ..topology import Host
+from ..topology import Host, clients
 from ..topology.cluster import Map
 from ..topology.sentinel import ANSWER_SECONDS, Sentinels
 from .facts import Clock, Facts, Latency, Server, Tried
@@ -32,7 +31,14 @@ LEFT_SECONDS = 60
 MAX_SCANS, SCAN_KEYS = 20, 1000
 
 SLOTS = 16384
-_CONFIG = ("appendfsync", "save", "client-output-buffer-limit", "min-replicas-to-write")
+_CONFIG = (
+    "appendfsync",
+    "save",
+    "client-output-buffer-limit",
+    "min-replicas-to-write",
+    "min-replicas-max-lag",
+    "cluster-require-full-coverage",
+)
 _KINDS = frozenset(row.name.partition(":")[0] for row in TABLE)
 
 
@@ -52,21 +58,28 @@ async def gather(address: Address, keys: Keyspace) -> Facts:
         prefix=keys.prefix,
         user=address.username or "default",
         is_encrypted=address.ssl is not None,
-        is_local=address.path is not None or all(_is_local(host.name) for host in address.hosts),
+        is_local=address.path is not None,
     )
     try:
         hosts, without_owner = await _masters(address)
         async with asyncio.timeout(LOOK_SECONDS):
-            found = [await _look(address, host, keys) for host in hosts]
+            servers, strangers, unreachable = await _look_at(address, hosts, keys)
+            # Of one Redis nobody would hear of a failover.
+            followers = [] if address.topology == "one" else [host for each in servers for host in _replicas(each)]
+            replicas, _, cut_off = await _look_at(address, followers, keys)
         sentinels = await _sentinels(address) if address.topology == "sentinel" else {}
     except (Unavailable, OSError) as error:  # TimeoutError is an OSError
         return facts._replace(problem=str(error) or f"Redis has not answered within {LOOK_SECONDS:g} s")
-    strangers = tuple(sorted({name for _, names in found for name in names}))
+    if not servers:
+        return facts._replace(problem=unreachable[0])
     facts = facts._replace(
-        servers=tuple(server for server, _ in found),
+        is_local=facts.is_local or all(_is_local(host.name) for host in (*address.hosts, *hosts)),
+        servers=tuple(servers),
+        replicas=tuple(replicas),
+        unreachable=(*unreachable, *cut_off),
         slots_without_owner=without_owner,
         sentinels=sentinels,
-        strangers=strangers,
+        strangers=tuple(sorted(strangers)),
     )
     try:
         return facts._replace(publish=await _publish(address, keys))
@@ -98,34 +111,55 @@ async def _sentinels(address: Address) -> dict[str, str | None]:
     return found
 
 
-async def _look(address: Address, host: Host, keys: Keyspace) -> tuple[Server, list[str]]:
-    """One server, and the keys under our prefix that are none of ours."""
-    connection, _ = await connect(address.at(host), _Nobody(), "trunkline-check")
-    try:
-        hello: dict[bytes, Any] = (await connection.call(("HELLO", 3)))[0]
-        config = await connection.call(*(("CONFIG", "GET", name) for name in _CONFIG))
-        server = Server(
-            name=str(address.at(host)),
-            version=hello[b"version"].decode(),
-            mode=hello[b"mode"].decode(),
-            is_master=hello.get(b"role") == b"master",  # a Sentinel of 6.2 names none
-            info=_info((await connection.call(("INFO",)))[0]),
-            config=None if any(map(_is_error, config)) else _texts(config),
-            tried=await _try(connection, address, keys),
-            pings=await _pings(connection),
-            clock=await _clock(connection),
-        )
-        return server, await _strangers(connection, keys)
-    finally:
-        connection.close("looked at")
+async def _look_at(address: Address, hosts: Sequence[Host], keys: Keyspace) -> tuple[list[Server], set[str], list[str]]:
+    """The servers, the keys under our prefix that are none of ours, and why some of `hosts` could not be looked at."""
+    servers, strangers, unreachable = [], set(), []
+    for host in hosts:
+        try:
+            connection, _ = await connect(address.at(host), _Nobody(), "trunkline-check")
+        except Unavailable as error:
+            unreachable.append(str(error))
+            continue
+        try:
+            strangers.update(await _strangers(connection, keys))
+            servers.append(await _look(connection, address.at(host), address, keys))
+        finally:
+            connection.close("looked at")
+    return servers, strangers, unreachable
 
 
-def _info(answer: Any) -> dict[str, str] | None:
+async def _look(connection: Connection, here: Address, address: Address, keys: Keyspace) -> Server:
+    """One server. It leaves the connection within a MULTI, to be closed."""
+    hello: dict[bytes, Any] = (await connection.call(("HELLO", 3)))[0]
+    info, *config = await connection.call(("INFO",), *(("CONFIG", "GET", name) for name in _CONFIG))
+    pings, clock = await _pings(connection), await _clock(connection)
+    (begun,) = await connection.call(("MULTI",))
+    looks = {"+info": info, "+config|get": config[0], "+multi": begun}
+    return Server(
+        name=str(here),
+        version=hello[b"version"].decode(),
+        mode=hello[b"mode"].decode(),
+        is_master=hello.get(b"role") == b"master",  # a Sentinel of 6.2 names none
+        info=None if _is_error(info) else _info(info),
+        config=None if any(map(_is_error, config)) else _texts(config),
+        tried=None if _is_error(begun) else await _try(connection, address, keys),
+        pings=pings,
+        clock=clock,
+        unseen={rule: str(answer) for rule, answer in looks.items() if _is_error(answer)},
+    )
+
+
+def _info(answer: Any) -> dict[str, str]:
     """`used_memory:1024` lines."""
-    if _is_error(answer):
-        return None
     text = answer.decode() if isinstance(answer, bytes) else str(answer)
     return dict(line.partition(":")[::2] for line in text.splitlines() if ":" in line)
+
+
+def _replicas(server: Server) -> list[Host]:
+    """Who follows it, of lines as `slave0:ip=127.0.0.1,port=6380,state=online,…`."""
+    lines = [line for name, line in (server.info or {}).items() if name.startswith("slave") and "ip=" in line]
+    found = [dict(part.partition("=")[::2] for part in line.split(",")) for line in lines]
+    return [Host(replica["ip"], int(replica["port"])) for replica in found]
 
 
 def _texts(answers: Sequence[dict[bytes, bytes]]) -> dict[str, str]:
@@ -136,13 +170,10 @@ def _is_error(answer: object) -> bool:
     return isinstance(answer, hiredis.ReplyError)
 
 
-async def _try(connection: Connection, address: Address, keys: Keyspace) -> Tried | None:
-    """What our user lacks, and what the server does not know; None when that cannot be tried. Nothing of it is done."""
-    (begun,) = await connection.call(("MULTI",))
-    if _is_error(begun):
-        return None  # each would be done
+async def _try(connection: Connection, address: Address, keys: Keyspace) -> Tried:
+    """What our user lacks, and what the server does not know. Within a MULTI: nothing of it is done."""
     tried = list(attempts(address, keys))
-    *answers, _ = await connection.call(*(attempt.words for attempt in tried), ("DISCARD",))
+    answers = await connection.call(*(attempt.words for attempt in tried))
     return judge(tried, [str(answer) if _is_error(answer) else None for answer in answers], keys)
 
 
@@ -199,7 +230,7 @@ async def _publish(address: Address, keys: Keyspace) -> Latency:
     fixed: list[Any] = [PUBLISHES, *[LEFT_SECONDS] * 3, keys.publish]
     fixed += [keys.channel(workspace), 1, keys.channel(workspace, "")]
     body = f'"type":"task.started","workspace_id":"{workspace}","task_id":"check","data":{{}}}}'
-    async with addresses.client(address, "trunkline-check") as redis:
+    async with clients.client(address, "trunkline-check") as redis:
         script = Script(redis, "publish")
         try:
             for number in range(PUBLISHES + 1):

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from .. import address as addresses
+from ..address import Address
 from ..errors import AgentOffline, AgentUnknown, Invalid, QueueFull, Unavailable
 from ..keyspace import Keyspace, check_id, check_workspace
 from ..patience import pause
 from ..script import Script
+from ..topology import clients
 from .exchange import Reply, pack_command, unpack_reply
 
 __all__ = ["Commander", "Reply"]
@@ -57,7 +58,7 @@ class Commander:
     """One node's commands. `run` must be running for `on_reply` to be called."""
 
     def __init__(
-        self, redis: Redis, address: addresses.Address, keys: Keyspace, node: str, on_reply: Callable[[Reply], None]
+        self, redis: Redis, address: Address, keys: Keyspace, node: str, on_reply: Callable[[Reply], None]
     ) -> None:
         self._redis = redis
         self._keys = keys
@@ -65,7 +66,7 @@ class Commander:
         self._on_reply = on_reply
         self._command, self._settle = Script(redis, "command"), Script(redis, "settle")
         self._count = Script(redis, "waiting")
-        self._replies = addresses.client(address, "trunkline-replies")
+        self._replies = clients.client(address, "trunkline-replies")
         self._pending: dict[str, _Pending] = {}
         self._ahead: float | None = None  # Redis' clock less our own, seconds
 

@@ -22,12 +22,13 @@ from time import monotonic
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from .. import address as addresses
+from ..address import Address
 from ..errors import Invalid
 from ..keyspace import Keyspace
 from ..patience import repeat
 from ..presence import BEAT_SECONDS, Presence
 from ..script import Script
+from ..topology import clients
 from .command import Command, Inbox
 from .exchange import unpack_command
 from .settling import Settler
@@ -52,16 +53,14 @@ Fields = list[bytes] | dict[bytes, bytes]
 class Listener:
     """One workspace's agents in this process. Its task lives as long as the broker."""
 
-    def __init__(
-        self, redis: Redis, address: addresses.Address, keys: Keyspace, presence: Presence, workspace: str
-    ) -> None:
+    def __init__(self, redis: Redis, address: Address, keys: Keyspace, presence: Presence, workspace: str) -> None:
         self.id = secrets.token_hex(8)
         self.workspace = workspace
         self._keys = keys
         self._presence = presence
         self._settler = Settler(redis, keys, workspace, self._now)
         self._farewell = Script(redis, "leave")
-        self._redis = addresses.client(address, "trunkline-commands")
+        self._redis = clients.client(address, "trunkline-commands")
         self._listen, self._leave = Script(self._redis, "listen"), Script(self._redis, "leave")
         self._settle = Script(self._redis, "settle")
         self._inboxes: dict[str, Inbox] = {}

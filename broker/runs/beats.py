@@ -15,8 +15,9 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Any
 
-from .. import address as addresses
+from ..address import Address
 from ..patience import pause, repeat
+from ..topology import clients
 from .hold import Lease, Reason
 from .queue import Queue, Ready
 
@@ -36,7 +37,7 @@ class Beats:
 
     def __init__(
         self,
-        address: addresses.Address,
+        address: Address,
         queue: Queue,
         names: Iterable[str],
         on_stop: Callable[[Lease, Reason], None],
@@ -84,7 +85,7 @@ class Beats:
     # -- in the thread
 
     async def _repeat(self) -> None:
-        async with addresses.client(self._address, "trunkline-beats") as redis:
+        async with clients.client(self._address, "trunkline-beats") as redis:
             queue = self._queue.over(redis)
             await repeat(lambda: self._beat(queue), logger, OUTAGE)
 

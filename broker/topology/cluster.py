@@ -13,7 +13,7 @@ Pipelines      are split by node, and answered in their order. Commands on the s
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -21,14 +21,13 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyErr
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ..address import Address
 from ..errors import Unavailable
 from ..patience import pause
-from ..resp import ask
+from ..resp import ask_all
 from . import Host
+from .peers import Peers
 from .slots import Slots, slot_of_command
-
-if TYPE_CHECKING:
-    from ..address import Address
 
 ANSWER_SECONDS = 1.0
 MAX_REDIRECTIONS = 16
@@ -46,31 +45,24 @@ Staged = tuple[Words, Options]
 class Map:
     """Which node has which slot, asked of the nodes themselves."""
 
-    def __init__(self, address: "Address") -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._hosts = list(address.hosts)
+        self._nodes = Peers(address.hosts)
         self._asking = asyncio.Lock()
         self.slots = Slots()
         self.is_stale = True
         self._answers = 0
 
     async def refresh(self) -> None:
-        """Ask the nodes, until one answers. Raises `Unavailable` when none does."""
-        problem = ""
-        for host in list(self._hosts):
-            # Should whoever waits give up, or this one not answer, the next one is asked first next time.
-            self._hosts = [*(other for other in self._hosts if other != host), host]
-            try:
-                answer = await ask(self._address.at(host), "CLUSTER", "SLOTS", seconds=ANSWER_SECONDS)
-            except Unavailable as error:
-                problem = str(error)
-                continue
-            self.slots.load(answer, host)
-            self._hosts = list(dict.fromkeys([*self._hosts, *self.slots.masters]))
-            self.is_stale = False
-            self._answers += 1
-            return
-        raise Unavailable(f"no node answers of {self._address}: {problem}")
+        """Ask the nodes, until one answers that can be believed. Raises `Unavailable` when none does."""
+        try:
+            host, ranges = await self._nodes.ask(self._ask)
+        except Unavailable as error:
+            raise Unavailable(f"no node answers of {self._address}: {error}") from error
+        self.slots.load(ranges, host)
+        self._nodes.know(self.slots.nodes)
+        self.is_stale = False
+        self._answers += 1
 
     async def owner(self, slot: int) -> Host:
         """The node that has the slot. Raises `Unavailable`."""
@@ -90,13 +82,21 @@ class Map:
     def move(self, slot: int, owner: Host) -> None:
         """Who redirects us knows it newer than the map. Whom it names is asked first, next time."""
         self.slots.move(slot, owner)
-        self._hosts = list(dict.fromkeys([owner, *self._hosts]))
+        self._nodes.prefer(owner)
+
+    async def _ask(self, host: Host) -> tuple[int, tuple[Host, Any]]:
+        """What a node knows. Raises `Unavailable`, also where it is no part of a cluster (any more)."""
+        questions = ("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")
+        info, ranges = await ask_all(self._address.at(host), *questions, seconds=ANSWER_SECONDS)
+        if not ranges:
+            raise Unavailable(f"{host} knows of no slots")
+        return int(info.partition(b"cluster_current_epoch:")[2].split()[0]), (host, ranges)
 
 
 class Cluster(Redis):
     """The nodes of a cluster as one client."""
 
-    def __init__(self, address: "Address", connect: Callable[[Host], Redis]) -> None:
+    def __init__(self, address: Address, connect: Callable[[Host], Redis]) -> None:
         """`connect` makes the client of one node."""
         super().__init__()  # for the methods that make commands; it opens nothing
         self._connect = connect
@@ -176,7 +176,10 @@ class Cluster(Redis):
     async def _anywhere(self, words: Words, options: Options) -> Any:
         """What any node can answer, from the first that does."""
         if not self._map.slots.masters:
-            await self._owner(0)
+            try:
+                await self._map.refresh()
+            except Unavailable as error:
+                raise RedisConnectionError(str(error)) from error
         problem: Exception | None = None
         for host in sorted(self._map.slots.masters, key=self._silent.__contains__):
             # Until it answers: whoever asks meanwhile, or after giving this up, asks another one first.

@@ -1,7 +1,7 @@
 """Connections to one server: one Redis, the master that sentinels name, or a node of a cluster."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, UnixDomainSocketConnection
@@ -9,10 +9,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from ..address import Address
 from .sentinel import Leader, Led
-
-if TYPE_CHECKING:
-    from ..address import Address
 
 # A command that is not answered in this time has failed; the ones that write are then repeated under their number.
 COMMAND_SECONDS = 5.0
@@ -20,7 +18,7 @@ CONNECT_SECONDS = 5.0
 POOL_CONNECTIONS = 64
 
 
-def client(address: "Address", name: str, retries: int, *, leader: Leader | None = None) -> Redis:
+def client(address: Address, name: str, retries: int, *, leader: Leader | None = None) -> Redis:
     """A client of the server at `address`, or with a `leader` of whoever that finds to be the master."""
     pool = BlockingConnectionPool(
         **_place(address, leader),
@@ -40,7 +38,7 @@ def client(address: "Address", name: str, retries: int, *, leader: Leader | None
     return Redis.from_pool(pool)
 
 
-def _place(address: "Address", leader: Leader | None) -> dict[str, Any]:
+def _place(address: Address, leader: Leader | None) -> dict[str, Any]:
     if address.path:
         return {"connection_class": _Local, "path": address.path}
     host, port = address.hosts[0]

@@ -1,7 +1,8 @@
 """Routes: which servers a feed has to follow, and which of them has a workspace."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from ..address import Address
 from ..errors import Unavailable
 from ..keyspace import Keyspace
 from ..resp import ask
@@ -9,9 +10,6 @@ from . import Host
 from .cluster import Map
 from .sentinel import ANSWER_SECONDS, Sentinels
 from .slots import redirection, slot_of
-
-if TYPE_CHECKING:
-    from ..address import Address
 
 
 class Words(NamedTuple):
@@ -31,7 +29,7 @@ class Route(Protocol):
     """Where a workspace is heard. `servers` and `server` tell what the last `look` found."""
 
     words: Words
-    servers: "dict[Host, Address]"
+    servers: dict[Host, Address]
 
     @property
     def version(self) -> int:
@@ -53,7 +51,7 @@ class Fixed:
     words = WHOLE
     version = 0
 
-    def __init__(self, address: "Address") -> None:
+    def __init__(self, address: Address) -> None:
         self.servers = {address.hosts[0]: address}
 
     async def look(self) -> None: ...
@@ -69,7 +67,7 @@ class Led:
 
     words = WHOLE
 
-    def __init__(self, address: "Address") -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
         self._sentinels = Sentinels(address)
         self.servers: dict[Host, Address] = {}
@@ -95,7 +93,7 @@ class Sharded:
 
     words = SHARDED
 
-    def __init__(self, address: "Address", keys: Keyspace) -> None:
+    def __init__(self, address: Address, keys: Keyspace) -> None:
         self._address = address
         self._keys = keys
         self._map = Map(address)
@@ -121,7 +119,7 @@ class Sharded:
         self.servers = {host: self._address.at(host) for host in self._map.slots.masters}
 
 
-def route(address: "Address", keys: Keyspace) -> Route:
+def route(address: Address, keys: Keyspace) -> Route:
     """The route of an address."""
     match address.topology:
         case "sentinel":

@@ -39,7 +39,8 @@ class Slots:
 
     def __init__(self) -> None:
         self._owners: list[Host | None] = [None] * SLOTS
-        self.version = 0  # grows with every change
+        self.nodes: frozenset[Host] = frozenset()  # all that there are, replicas too
+        self.version = 0  # grows with every change of an owner
 
     @property
     def masters(self) -> list[Host]:
@@ -57,10 +58,13 @@ class Slots:
     def load(self, ranges: Iterable[Sequence[Any]], asked: Host) -> None:
         """What the node `asked` answered to CLUSTER SLOTS: first slot, last slot, the master and its replicas."""
         owners: list[Host | None] = [None] * SLOTS
-        for first, last, (name, port, *_), *_ in ranges:
+        nodes: set[Host] = set()
+        for first, last, *group in ranges:
             # A node that does not know its own name is where we asked.
-            owner = Host(asked.name if name in (None, b"", b"?") else name.decode(), port)
-            owners[first : last + 1] = [owner] * (last + 1 - first)
+            hosts = [Host(asked.name if name in (None, b"", b"?") else name.decode(), port) for name, port, *_ in group]
+            owners[first : last + 1] = [hosts[0]] * (last + 1 - first)
+            nodes.update(hosts)
+        self.nodes = frozenset(nodes)
         if owners != self._owners:
             self._owners = owners
             self.version += 1
