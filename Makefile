@@ -20,7 +20,7 @@ run: $(VENV)/ready ## a whole Trunkline on this machine, with demo agents: Redis
 	@exec $(BIN)/trunkline dev
 
 test: check ## lint, types and every test (real Redis, real sockets)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready ## lint and types
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Fixtures: one private redis-server for the whole run, a key prefix for each test, nodes that end with their test."""
+"""Fixtures: one private redis-server for the whole run, a key prefix for each test, nodes that end with their test.
+
+And the order: a run on several workers ends with its last file, so the files that take longest begin.
+"""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -9,6 +12,24 @@ import pytest
 from broker.local import LocalRedis
 
 from .support import Node, private_redis
+
+LONGEST = (
+    "test_runs_chaos",
+    "test_api_schemathesis",
+    "test_residents",
+    "test_cli",
+    "test_freeagentics_limits",
+    "test_runs",
+    "test_worker",
+    "test_deploys",
+    "test_delivery",
+    "test_faults",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
