@@ -7,6 +7,9 @@ storm comes back spread, to whichever node has room.
 
 from math import ceil
 
+# Nobody is sent away for longer: who comes again and again, whatever is said, counts each time.
+LONGEST_SECONDS = 15
+
 
 class Gate:
     """Lets in `rate` a second, and after a quiet second as many at once. A `rate` of 0 lets everybody in."""
@@ -29,5 +32,5 @@ class Gate:
         if self._room >= 1:
             self._room -= 1
             return 0
-        self._away += 1
+        self._away = min(self._away + 1, float(self._rate * LONGEST_SECONDS))
         return ceil(self._away / self._rate)

@@ -1,5 +1,6 @@
 """The command line, as scripts rely on it: what it prints, what it exits with, and one line that says what is wrong."""
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -20,9 +21,11 @@ import pytest
 from broker import Broker, Event
 from broker.agents.model import Draft
 from broker.credentials import Credentials, Outcome, Verdict
+from broker.errors import Unreplicated
 from broker.events import MAX_EVENT_BYTES
 from broker.positions import is_after, parse
 from gateway.auth import READ_ONLY, Verifier
+from gateway.cli import publishing
 from gateway.cli.publishing import READ_BYTES
 from gateway.settings import Settings, fields
 
@@ -470,6 +473,26 @@ async def test_the_first_wrong_line_is_named_and_ends_it_what_came_before_is_pub
     assert complaint in ended.complaint
     assert await steps(broker) == [1, 2]
     assert ended.lines == [event.id for event in await logged(broker)]
+
+
+async def test_behind_lines_that_failed_the_positions_of_others_are_printed_too(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No replica has them, but they are published."""
+
+    async def lines() -> AsyncIterator[list[bytes]]:
+        for step in range(3):
+            yield [json.dumps(line(step)).encode()]
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(publishing, "connect", lambda _: contextlib.nullcontext(broker))
+    monkeypatch.setattr(publishing, "_lines_of_stdin", lines)
+    monkeypatch.setattr(broker.producer, "patience", 0.2)
+    options = argparse.Namespace(workspace=WORKSPACE, agent=None, ephemeral=False, min_replicas=1)
+    with pytest.raises(Unreplicated):
+        await publishing._publish_lines(Settings(), options)
+    assert capsys.readouterr().out.split() == [event.id for event in await logged(broker)]
+    assert await steps(broker) == [0, 1, 2]
 
 
 async def test_standard_input_may_be_a_file_or_nothing(shell: Shell, broker: Broker, tmp_path: Path) -> None:

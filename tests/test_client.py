@@ -131,10 +131,29 @@ async def test_its_connection_ends_with_the_iterator(start_node: StartNode) -> N
 # -- what cannot be
 
 
-@pytest.mark.parametrize("url", ["", "http://127.0.0.1:1/v2/ws", "ws://", "ws://127.0.0.1:port/v2/ws", "ws://[::1/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://127.0.0.1:1/v2/ws",
+        "ws://",
+        "ws://127.0.0.1:port/v2/ws",
+        "ws://[::1/",
+        "ws://a..b/",
+        "ws://me@127.0.0.1/",
+    ],
+)
 async def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(Invalid, match=r"^url: expected ws"):
         await anext(watch(url, token="t"))
+
+
+async def test_what_a_token_s_maker_raises_ends_the_watch() -> None:
+    def make() -> str:
+        raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        await anext(watch("ws://127.0.0.1:1/v2/ws", token=make))
 
 
 async def ended(node: Node, path: str = "/v2/ws", **asked: Any) -> Exception:
@@ -314,25 +333,36 @@ async def test_a_silent_gateway_that_answers_is_kept(stage: Stage, monkeypatch: 
     assert set(asked) == {PING}
 
 
-async def test_a_refusal_with_retry_after_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "FIRST_PAUSE_SECONDS", 0.0)
+@contextlib.asynccontextmanager
+async def answering(*head: str) -> AsyncIterator[tuple[str, list[float]]]:
+    """Something that answers each handshake so: its URL, and when it was asked."""
     asked: list[float] = []
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         asked.append(time.monotonic())
-        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 8\r\n\r\nleaving\n")
+        writer.write("\r\n".join([*head, "Content-Length: 8", "", "leaving\n"]).encode())
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, watching_(f"ws://127.0.0.1:{port}/v2/ws", token="t", patience_seconds=1.5) as watcher:
-        await until(watcher.task.done)
-        assert isinstance(watcher.task.exception(), Unavailable)
-        assert "503 leaving" in str(watcher.task.exception())
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/v2/ws", asked
+
+
+async def test_a_refusal_with_retry_after_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "FIRST_PAUSE_SECONDS", 0.0)
+    async with answering("HTTP/1.1 503 Service Unavailable", "Retry-After: 1") as (url, asked):
+        with pytest.raises(Unavailable, match="503 leaving"):
+            await anext(watch(url, token="t", patience_seconds=1.5))
     assert len(asked) == 2
     assert asked[1] - asked[0] >= 1.0
+
+
+async def test_a_balancer_that_wants_tls_is_no_gateway() -> None:
+    async with answering("HTTP/1.1 301 Moved", "Location: https://127.0.0.1/v2/ws") as (url, asked):
+        with pytest.raises(Invalid, match="no ws://"):
+            await anext(watch(url, token="t"))
+    assert len(asked) == 1
 
 
 async def test_a_redis_that_forgets_everything_is_a_gap_and_not_silence(start_node: StartNode) -> None:

@@ -256,19 +256,28 @@ def test_in_a_measured_roll_nobody_is_away_for_long_and_nothing_is_lost() -> Non
         assert not one.refused
 
 
-async def test_when_no_node_is_ready_they_say_so_themselves_through_the_balancer() -> None:
+async def test_when_no_node_has_room_newcomers_are_told_when_to_come_again(tmp_path: Path) -> None:
+    """By the nodes themselves, as far as the balancer has an answer of theirs."""
     needs("haproxy")
     async with contextlib.AsyncExitStack() as lives:
         fleet = lives.enter_context(Fleet(jwt_secret=SECRET, drain_wait_seconds=60))
-        front = Node(fleet.redis.url, "trunkline", port=fleet.balancer.port)
-        shop = await lives.enter_async_context(opened([front]))
+        nginx = lives.enter_context(nginx_before(tmp_path, *(node.port for node in fleet.nodes)))
+        fronts = [Node(fleet.redis.url, "trunkline", port=one.port) for one in (fleet.balancer, nginx)]
+        shop = await lives.enter_async_context(opened(fronts))
         for node in fleet.nodes:
             node.process.send_signal(signal.SIGTERM)
         down = [f"Server nodes/{node.name} is DOWN" for node in fleet.nodes]
         await until(lambda: all(words in fleet.balancer.output() for words in down))
-        answer = await refusal(front, shop.endpoint, shop.key)
+        answer = await refusal(fronts[0], shop.endpoint, shop.key)
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert json.loads(answer.body)["error"]["code"] == "UNAVAILABLE"
+        assert (await refusal(fronts[1], shop.endpoint, shop.key)).headers["Retry-After"] == "1"
+        for node in fleet.nodes:
+            node.process.kill()
+            node.process.wait()
+        for answer in await asyncio.gather(*(refusal(front, shop.endpoint, shop.key) for front in fronts)):
+            assert answer.status in (502, 503)
+            assert answer.headers["Retry-After"] == "1"
 
 
 class Front:

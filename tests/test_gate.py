@@ -8,7 +8,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.gate import Gate
+from gateway.gate import LONGEST_SECONDS, Gate
 
 from .support import Node, token
 
@@ -38,6 +38,11 @@ def test_whoever_comes_back_too_early_takes_nobody_s_place() -> None:
     assert [gate.wait(1.0) for _ in range(10)] == [0] * 10
 
 
+def test_whoever_will_not_be_told_sends_nobody_else_away_for_long() -> None:
+    gate = Gate(10, now=0.0)
+    assert max(gate.wait(0.0) for _ in range(100_000)) == LONGEST_SECONDS
+
+
 def test_a_steady_stream_at_the_rate_is_let_in_for_ever() -> None:
     gate = Gate(50, now=0.0)
     assert {gate.wait(number / 50) for number in range(5_000)} == {0}
@@ -65,6 +70,6 @@ async def test_a_storm_is_told_to_come_again_and_the_node_serves_who_is_in(start
     assert len(refused) >= 10
     assert {answer.status_code for answer in refused} == {503}
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-    await asyncio.sleep(int(refused[-1].headers["Retry-After"]))  # what it was told is the subject
+    await asyncio.sleep(int(refused[0].headers["Retry-After"]))  # what it was told is the subject
     async with connect(url):
         pass

@@ -44,10 +44,10 @@ class Tried(NamedTuple):
 
 
 class Server(NamedTuple):
-    """One server: the only one, the present master, or a master of a cluster.
+    """One server: the only one, a master, or a replica that may take its place.
 
-    `info` and `config` are what INFO and CONFIG GET say, `tried` what came of trying all that we do; None where our
-    user may not look.
+    `info` and `config` are what INFO and CONFIG GET say, `tried` what came of trying all that we do. Where they are
+    None, `unseen` says why, by the ACL rules that would let us look.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Server(NamedTuple):
     tried: Tried | None
     pings: Latency
     clock: Clock
+    unseen: Mapping[str, str] = {}
 
     def number(self, name: str) -> int:
         """A number that INFO says; 0 where it says none."""
@@ -67,10 +68,11 @@ class Server(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """All servers. `problem` says why nothing could be looked at, `publish_problem` why nothing could be published.
+    """All that is behind a URL. `servers` take writes now, `replicas` may after a failover, if they can be led to one.
 
-    `sentinels` are those of the URL, each with what it says against a failover, None when it could lead one.
-    `strangers` are keys under our prefix that are none of ours.
+    `problem` says why nothing could be looked at, `unreachable` why some of them could not, `publish_problem` why
+    nothing could be published. `sentinels` are those of the URL, each with what it says against a failover, None when
+    it could lead one. `strangers` are keys under our prefix that are none of ours.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Facts(NamedTuple):
     is_local: bool
     problem: str | None = None
     servers: tuple[Server, ...] = ()
+    replicas: tuple[Server, ...] = ()
+    unreachable: tuple[str, ...] = ()
     slots_without_owner: int = 0
     sentinels: Mapping[str, str | None] = {}
     publish: Latency | None = None

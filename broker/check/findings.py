@@ -10,7 +10,7 @@ from .facts import Facts, Finding, Server, Tried
 OLDEST, OLDEST_OF_A_CLUSTER = (6, 2), (7, 0)
 SLOW_PING_SECONDS, SLOW_WORST_SECONDS, SLOW_PUBLISH_SECONDS = 0.005, 0.1, 0.02
 # Tokens expire and positions grow by clocks.
-CLOCK_SECONDS, CLOCK_SECONDS_BETWEEN_MASTERS = 1.0, 1.0
+CLOCK_SECONDS, CLOCK_SECONDS_BETWEEN_SERVERS = 1.0, 1.0
 FULL = 0.8
 FEW_CLIENTS = 500
 MEBIBYTE = 1024 * 1024
@@ -28,7 +28,7 @@ def findings(facts: Facts) -> list[Finding]:
 
 def _findings(facts: Facts) -> Iterator[Finding]:
     if facts.problem is not None:
-        yield Finding("error", "connection", facts.problem, "TRUNKLINE_REDIS_URL")
+        yield Finding("error", "connection", facts.problem, _way_in(facts.problem, facts.user))
         return
     elsewhere = list(_elsewhere(facts))
     yield from elsewhere
@@ -38,28 +38,46 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     yield _encryption(facts)
     for server in facts.servers:
         many = len(facts.servers) > 1
-        for finding in _server(facts, server):
+        for finding in (*_role(server), *_server(facts, server), *_failover(facts, server)):
             yield finding._replace(text=f"{server.name}: {finding.text}") if many else finding
-    yield from _clocks_of_masters(facts)
+    for replica in facts.replicas:
+        yield from _successor(facts, replica)
+    for reason in facts.unreachable:
+        yield Finding("error", "unreachable", reason, "a way to it, and our user there too: ACLs are not replicated")
+    yield from _clocks(facts)
     yield _publish(facts)
     yield _prefix(facts)
 
 
+def _way_in(problem: str, user: str) -> str:
+    """What to change where nothing could be looked at."""
+    if "unknown command" in problem:
+        return "Redis 6.2 or newer"
+    return f"ACL SETUSER {user}, with this right" if "NOPERM" in problem else "TRUNKLINE_REDIS_URL"
+
+
 def _server(facts: Facts, server: Server) -> Iterator[Finding]:
     yield _version(facts, server)
-    yield from _role(server)
     yield from _unseen(facts, server)
     if server.tried is not None:
         yield from _permissions(facts, server.tried)
     if server.info is not None:
         yield from _persistence(server)
         yield from _memory(server)
-        yield from _replicas(server)
         yield from _clients(server)
     if server.config is not None:
         yield from _output_buffers(server.config)
     yield _latency(server)
     yield _clock(server)
+
+
+def _successor(facts: Facts, replica: Server) -> Iterator[Finding]:
+    """What will be wrong when this replica is the master."""
+    wrong = [finding for finding in _server(facts, replica) if finding.level != "ok"]
+    for finding in wrong:
+        yield finding._replace(text=f"the replica {replica.name}: {finding.text}")
+    if not wrong:
+        yield Finding("ok", "replica", f"the replica {replica.name} can take its master's place")
 
 
 # -- what it is
@@ -83,12 +101,16 @@ def _topology(facts: Facts) -> Iterator[Finding]:
         text = f"{facts.slots_without_owner} slots of the Cluster have no master: their workspaces cannot be used"
         yield Finding("error", "slots", text, "a master for each slot: see redis-cli --cluster check")
     for name, problem in facts.sentinels.items():
-        if problem is not None:
-            yield Finding(
-                "error", "sentinel", f"the sentinel {name}: {problem}", "three sentinels, each on its machine"
-            )
-        else:
+        if problem is None:
             yield Finding("ok", "sentinel", f"the sentinel {name} sees enough others to agree on a failover")
+        elif "NOPERM" in problem:
+            text = (
+                f"the sentinel {name} may not tell our user there whether it sees enough others to agree on a failover"
+            )
+            yield Finding("warning", "sentinel", text, "for this check: ACL SETUSER … +sentinel|ckquorum there")
+        else:
+            text = f"the sentinel {name}: {problem}"
+            yield Finding("error", "sentinel", text, "three sentinels, each on its machine")
 
 
 def _encryption(facts: Facts) -> Finding:
@@ -115,11 +137,14 @@ def _role(server: Server) -> Iterator[Finding]:
 
 
 def _unseen(facts: Facts, server: Server) -> Iterator[Finding]:
-    looks = (("+info", server.info), ("+config|get", server.config), ("+multi +discard", server.tried))
-    unseen = [rule for rule, found in looks if found is None]
-    if unseen:
+    rules = [rule for rule, why in server.unseen.items() if why.startswith("NOPERM")]
+    if rules:
         text = "not everything could be looked at, as our user may not: compare with deploy/redis.conf by hand"
-        yield Finding("warning", "unseen", text, f"for this check: ACL SETUSER {facts.user} {' '.join(unseen)}")
+        yield Finding("warning", "unseen", text, f"for this check: ACL SETUSER {facts.user} {' '.join(rules)}")
+    if others := server.unseen.keys() - set(rules):
+        names = ", ".join(sorted(others)).replace("+", "").upper()
+        text = f"not everything could be looked at, as this server lets nobody ({names})"
+        yield Finding("warning", "unseen", text, "what deploy/redis.conf says, with the means of who runs it")
 
 
 def _permissions(facts: Facts, tried: Tried) -> Iterator[Finding]:
@@ -155,7 +180,7 @@ def _persistence(server: Server) -> Iterator[Finding]:
         text = "nothing is written to disk: a restart forgets agents, keys, runs and the log"
         yield Finding("warning", "persistence", text, "appendonly yes")
     else:
-        text = "only snapshots are written: a restart forgets what came since the last one"
+        text = "at most snapshots are written: a restart forgets what came since the last one"
         yield Finding("warning", "persistence", text, "appendonly yes")
     if server.info.get("rdb_last_bgsave_status", "ok") != "ok":
         text = "the last snapshot could not be written: Redis refuses writes, unless it is told otherwise"
@@ -181,18 +206,31 @@ def _memory(server: Server) -> Iterator[Finding]:
         yield Finding("ok", "memory", f"{used // MEBIBYTE} MiB used{of}")
 
 
-def _replicas(server: Server) -> Iterator[Finding]:
-    config = server.config or {}
-    replicas = server.number("connected_slaves")
-    wanted = config.get("min-replicas-to-write", "")
-    if wanted.isdecimal() and int(wanted) > replicas:
+def _failover(facts: Facts, server: Server) -> Iterator[Finding]:
+    """Whether another one can take its place, and what is lost then."""
+    if server.info is not None:
+        yield from _replicas(facts, server)
+    if facts.topology == "cluster" and server.config is not None:
+        if server.config.get("cluster-require-full-coverage") == "yes":
+            text = "while a master is dead and has no successor, this one refuses everything too"
+            yield Finding("warning", "coverage", text, "cluster-require-full-coverage no")
+        else:
+            yield Finding("ok", "coverage", "it serves its workspaces while another master is dead")
+
+
+def _replicas(facts: Facts, server: Server) -> Iterator[Finding]:
+    config, replicas = server.config or {}, server.number("connected_slaves")
+    wanted, lag = (int(config.get(f"min-replicas-{name}", 1)) for name in ("to-write", "max-lag"))
+    if wanted > replicas and "min-replicas-to-write" in config:
         text = f"{replicas} replicas are connected and {wanted} are needed: writes are refused"
         yield Finding("error", "replicas", text, f"min-replicas-to-write {replicas}, or more replicas")
-    elif replicas and wanted == "0":
-        text = (
-            f"{replicas} replicas, and a master that is cut off from them goes on taking writes: a failover loses them"
-        )
-        yield Finding("warning", "replicas", text, "min-replicas-to-write 1, with min-replicas-max-lag 10")
+    elif not replicas and facts.topology != "one":
+        yield Finding("warning", "replicas", "no replica is connected: when this master dies, nobody takes its place",
+                      "replicaof, on another server")  # fmt: skip
+    elif replicas and not (wanted and lag == 1) and facts.topology != "cluster":  # there it stops by itself
+        seconds = f" for up to {lag} s" if wanted and lag else ""
+        text = f"{replicas} replicas, and a master that was replaced goes on taking writes{seconds}: they are lost"
+        yield Finding("warning", "replicas", text, "min-replicas-to-write 1, min-replicas-max-lag 1")
     else:
         yield Finding("ok", "replicas", f"{replicas} replicas connected" if replicas else "no replica")
 
@@ -247,16 +285,16 @@ def _clock(server: Server) -> Finding:
     return Finding("warning", "clock", text, "NTP (chrony, systemd-timesyncd) on both machines")
 
 
-def _clocks_of_masters(facts: Facts) -> Iterator[Finding]:
-    clocks = [server.clock for server in facts.servers]
+def _clocks(facts: Facts) -> Iterator[Finding]:
+    clocks = [server.clock for server in (*facts.servers, *facts.replicas)]
     if len(clocks) < 2:
         return
     apart = max(clock.ahead for clock in clocks) - min(clock.ahead for clock in clocks)
-    if apart - max(clock.doubt for clock in clocks) > CLOCK_SECONDS_BETWEEN_MASTERS:
-        text = f"the clocks of the masters are {apart:.1f} s apart: after a move of slots positions could go back"
-        yield Finding("warning", "clocks", text, "NTP (chrony, systemd-timesyncd) on all machines of the Cluster")
+    if apart - max(clock.doubt for clock in clocks) > CLOCK_SECONDS_BETWEEN_SERVERS:
+        text = f"the clocks of the servers are {apart:.1f} s apart: after a failover positions could go back"
+        yield Finding("warning", "clocks", text, "NTP (chrony, systemd-timesyncd) on all their machines")
     else:
-        yield Finding("ok", "clocks", "the clocks of the masters agree")
+        yield Finding("ok", "clocks", "the clocks of the servers agree")
 
 
 def _publish(facts: Facts) -> Finding:

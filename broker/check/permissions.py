@@ -1,6 +1,6 @@
 """What Trunkline does in Redis, so that it can be tried what its user may not.
 
-Each command is queued in a MULTI that is discarded: Redis checks permissions when it queues, so nothing happens. It
+Each command is queued in a MULTI that never ends: Redis checks permissions when it queues, so nothing happens. It
 works for any user and any version, where ACL DRYRUN needs Redis 7 and a user who may administer users.
 """
 
@@ -61,6 +61,7 @@ def attempts(address: Address, keys: Keyspace) -> Iterator[Attempt]:
     if address.topology == "cluster":
         yield _attempt("ASKING")
         yield Attempt(("CLUSTER", "SLOTS"), "+cluster|slots")
+        yield Attempt(("CLUSTER", "INFO"), "+cluster|info")
     # A rule may name kinds of keys one by one: each is tried, for reading and writing.
     for row in TABLE:
         if row.type != "channel":

@@ -11,6 +11,7 @@ Ended      What does not pass by itself is raised: a token, a filter, an address
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import NamedTuple
 
 from ..errors import Invalid, TrunklineError, Unavailable
@@ -23,8 +24,8 @@ FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 15.0
 
 _MESSAGE_TOO_BIG = 1009
-# Of what HTTP calls the client's fault, these may pass: timeout, too early, too many.
-_MAY_PASS = (408, 425, 429)
+# Of what HTTP calls the client's fault, these may pass.
+_MAY_PASS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class Denied(TrunklineError):  # noqa: N818
@@ -59,7 +60,7 @@ class Course:
         self._away_since = now
         self.attempts = 0  # in a row, that were not confirmed
         self._token = ""
-        self._denials = 0  # of a token, in a row
+        self._refused: set[str] = set()  # tokens, since one was accepted
         self._resumes = False  # this connection has been given a position
         self._is_confirmed = False
         self._is_quiet = False
@@ -68,7 +69,7 @@ class Course:
         """The token for the next connection. Raises `Denied` when it was refused, or another was after the first."""
         if not (token.isascii() and token.isprintable() and token):
             raise Invalid("token", "expected ASCII characters in one line")
-        if self._denials > 1 or (self._denials and token == self._token):
+        if len(self._refused) > 1 or token in self._refused:
             raise Denied("the gateway does not accept the token: it has expired, or is not for this gateway")
         self._token = token
         return token
@@ -106,11 +107,11 @@ class Course:
 
     def _confirm(self) -> None:
         self._is_confirmed = True
-        self._denials = 0
+        self._refused.clear()
 
     def _hear_error(self, code: str, reason: str) -> None:
         if code == "INVALID_TOKEN":
-            self._denials += 1  # the end of the connection follows
+            self._refused.add(self._token)  # the end of the connection follows
         elif code == "FORBIDDEN":
             raise Denied(reason)
         elif code in ("INVALID_MESSAGE", "TOO_MANY_SUBSCRIPTIONS"):
@@ -129,15 +130,17 @@ class Course:
 
         That is `Denied`, `Invalid`, and `Unavailable` when the patience ends before the next attempt.
         """
-        if lost.status in (401, 403):
+        if lost.status == HTTPStatus.UNAUTHORIZED:  # as somebody between us and the gateway says it
+            self._refused.add(self._token)
+        elif lost.status == HTTPStatus.FORBIDDEN:
             raise Denied(lost.reason)
-        if lost.status is not None and lost.status < 500 and lost.status not in _MAY_PASS:
+        elif lost.status is not None and lost.status < 500 and lost.status not in _MAY_PASS:
             raise Invalid("url", f"no gateway answers there: {lost.reason}")
         if lost.close_code == _MESSAGE_TOO_BIG:
             raise Invalid("filters", f"too much for one message: {lost.reason}")
         if self._is_confirmed:
             self._is_confirmed, self._away_since, self.attempts = False, now, 0
-        if self._denials:
+        if self._token in self._refused:
             return 0.0  # another token decides
         seconds = lost.retry_after + chance * min(
             LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self.attempts, 10)

@@ -6,11 +6,12 @@ import inspect
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from http import HTTPStatus
 from time import monotonic
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from ..errors import Invalid
 from ..events import Event
@@ -50,8 +51,8 @@ async def watch(
     """The events that match every part that is given, in order per workspace, each once; from now on, or after `since`.
 
     `url` is a gateway's, as `ws://127.0.0.1:8080/v2/ws`. A `token` that is a function (or makes an awaitable) is called
-    for each connection. `since` is an event's `id`, or one for each workspace where the token names several. What is
-    watched without it begins when the first gateway has confirmed it.
+    for each connection; what it raises ends the watch. `since` is an event's `id`, or one for each workspace where the
+    token names several. What is watched without it begins when the first gateway has confirmed it.
 
     A lost connection is made again, for ever or until none stands for `patience_seconds`; nothing is missed, nothing
     comes twice. A `Gap` stands where durable events are lost for good, as the log did not reach back far enough; who
@@ -64,8 +65,8 @@ async def watch(
     asked = Asked(*(_names(names) for names in (workspace_id, agent_id, task_id, event_types)))
     address, course = _address(url), Course(asked, since, patience_seconds, monotonic())
     while True:
+        given = course.present(await _made(token))
         try:
-            given = course.present(await _made(token))
             async with _connect(address, given) as socket:
                 for words in course.open():
                     await _say(socket, words)
@@ -127,6 +128,8 @@ def _lost(error: Exception) -> Lost:
             after = response.headers.get("Retry-After", "")
             reason = f"HTTP {response.status_code} {body}".rstrip()
             return Lost(reason, status=response.status_code, retry_after=float(after) if after.isdecimal() else 0.0)
+        case InvalidURI():
+            return Lost("it leads to another URL, which is no ws:// or wss://", status=HTTPStatus.FOUND)
         case ConnectionClosed():
             frame = error.rcvd or error.sent
             return Lost(str(error), frame.code if frame is not None else _ABNORMAL_CLOSURE)
@@ -141,8 +144,10 @@ def _address(url: str) -> str:
     """The URL with the form of events that we read."""
     try:
         parts = urlsplit(url)
-        is_one = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
+        host = (parts.hostname or "").encode("idna")
+        is_one = parts.scheme in ("ws", "wss") and bool(host) and (parts.port is None or parts.port > 0)
+        is_one = is_one and parts.username is None  # beside a token it would be a second Authorization
+    except ValueError:  # UnicodeError is one
         is_one = False
     if not is_one:
         raise Invalid("url", "expected ws:// or wss://, a host and a path, as ws://127.0.0.1:8080/v2/ws")

@@ -115,4 +115,11 @@ def _decode(text: str | bytes) -> _Message:
         return _decoder.decode(text)
     except msgspec.ValidationError:
         # It may have a number past what a float holds: infinite, as in a browser.
-        return msgspec.convert(json.loads(text), _Message)
+        return msgspec.convert(json.loads(text, parse_int=_whole), _Message)
+
+
+def _whole(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:  # it has more digits than Python reads
+        return float(digits)

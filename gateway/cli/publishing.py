@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from broker import Broker, Event, Invalid, Position
-from broker.errors import Unreplicated
+from broker.errors import TrunklineError, Unreplicated
 from broker.events import pack
 
 from ..settings import Settings
@@ -114,14 +114,23 @@ def _event(line: bytes, options: argparse.Namespace) -> Event:
 async def _publish_lines(settings: Settings, options: argparse.Namespace) -> int:
     """Publish lines as they come; print their positions in the same order.
 
-    What has been read is published together, and reading goes on meanwhile. At the first line that is no event reading
-    ends; what came before it is published.
+    What has been read is published together, and reading goes on meanwhile. At the first line that is no event, or the
+    first failure, reading ends; of what came before it the positions are printed as far as it is published.
     """
-    calls: asyncio.Queue[asyncio.Task[list[Position | None]] | None] = asyncio.Queue(MAX_CALLS)
+    calls: asyncio.Queue[asyncio.Task[list[Position | None]] | None] = asyncio.Queue()
+    room, has_failed = asyncio.Semaphore(MAX_CALLS), asyncio.Event()
 
     async def print_positions() -> None:
+        problem: TrunklineError | None = None
         while (call := await calls.get()) is not None:
-            await _print_positions(call)
+            try:
+                await _print_positions(call)
+            except TrunklineError as error:
+                problem = problem or error
+                has_failed.set()
+            room.release()
+        if problem is not None:
+            raise problem
 
     async def read_lines(broker: Broker) -> Invalid | None:
         number = 0
@@ -135,19 +144,19 @@ async def _publish_lines(settings: Settings, options: argparse.Namespace) -> int
                 except Invalid as error:
                     invalid = Invalid(f"line {number}: {error.path}", error.reason)
                     break
-            await calls.put(asyncio.create_task(broker.producer.publish(packed, options.min_replicas)))
+            await room.acquire()
+            calls.put_nowait(asyncio.create_task(broker.producer.publish(packed, options.min_replicas)))
             if invalid is not None:
                 return invalid
         return None
 
     async with connect(settings) as broker:
         printing, reading = asyncio.create_task(print_positions()), asyncio.create_task(read_lines(broker))
-        # A publish that failed ends the printing: there is no use in reading on then.
-        await asyncio.wait((printing, reading), return_when=asyncio.FIRST_COMPLETED)
-        if printing.done():
-            reading.cancel()
-        else:
-            await calls.put(None)
+        failing = asyncio.create_task(has_failed.wait())
+        await asyncio.wait((printing, reading, failing), return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
+        reading.cancel()  # there is no use in reading on
+        calls.put_nowait(None)
         await printing
         invalid = await reading
     if invalid is not None:
