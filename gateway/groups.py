@@ -75,7 +75,7 @@ class Group:
         self.members: dict[Member, Write] = {}
         self.counts: dict[Member, Count] = {}
         self.delivered_at = now
-        self.held: list[Carried] | None = None
+        self.held: list[Carried | Gap] | None = None  # a gap stands where it came
         self.held_bytes = 0
         self.has_overflowed = False  # something held was let go: it must be read from the log
 
@@ -90,7 +90,8 @@ class Group:
             self.held.extend(events)
             self.held_bytes += sum(len(bytes(event.data)) + 300 for event in events)
             if self.held_bytes > MAX_HELD_BYTES:
-                self.held, self.held_bytes, self.has_overflowed = [], 0, True
+                gaps = [kept for kept in self.held if isinstance(kept, Gap)]
+                self.held, self.held_bytes, self.has_overflowed = [*gaps], 0, True
             return
         members, deliveries = self.members, self.deliveries
         for count, data in frames_of(events, self.variant):

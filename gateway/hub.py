@@ -287,9 +287,15 @@ class Hub:
                 for member in list(group.members):
                     member.fail()
 
-    def touched(self, gap: Gap) -> list[Member]:
-        """The members that watched what a gap is in."""
-        return [member for member, group in self._group_of.items() if any(_touches(gap, f) for f in group.interest)]
+    def lose(self, gap: Gap) -> None:
+        """Tell the members that watched what a gap is in; one that is behind hears of it in its place."""
+        for member, group in list(self._group_of.items()):
+            if not any(_touches(gap, wanted) for wanted in group.interest):
+                continue
+            if group.held is None:
+                member.gap(gap)
+            else:
+                group.held.append(gap)
 
 
 def _touches(gap: Gap, wanted: Filter) -> bool:

@@ -261,8 +261,7 @@ class Node(Taker):
     def on_gap(self, gap: Gap) -> None:
         self.metrics.gaps.add("said")
         logger.error("events of a workspace are lost for good%s", ": Redis lost its history" if gap.is_reset else "")
-        for member in self.hub.touched(gap):
-            member.gap(gap)
+        self.hub.lose(gap)
 
     def on_rejected(self, error: Invalid) -> None:
         self.metrics.rejected.add()

@@ -11,12 +11,13 @@ import asyncio
 import logging
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from broker import Unavailable
 from broker.events import Carried
 from broker.feed import Feed
+from broker.lines import Gap
 from broker.log import FIRST_PAGE_EVENTS, Log, Page
 from broker.patience import pause
 from broker.positions import START, Position, is_after, order, parse
@@ -58,7 +59,7 @@ class Resume:
         self.floors: dict[str, tuple[int, int]] = {}
         # Positions that the client came with.
         self.starts: dict[str, tuple[int, int]] = {}
-        # Workspaces whose cursor is an entry of the log, so that a cut behind it can be seen.
+        # Workspaces whose cursor is an entry of the log, so that it can be seen when its history goes on elsewhere.
         self.on_entry: set[str] = set()
         self.walked: set[str] = set()
         # The last event of each workspace that was read from the log for this client.
@@ -81,10 +82,12 @@ class Resume:
         """
         cursor = self.cursors[workspace]
         start = bisect_right(places, order(cursor))
-        if start < len(places) and workspace in self.on_entry:
-            prev = page.events[start].prev or cursor
+        if start < len(places):
+            prev, is_entry = page.events[start].prev or cursor, workspace in self.on_entry
             # While we walked the log was cut, or Redis lost it and goes on from before: something is missing here.
-            if is_after(prev, cursor) or (is_after(cursor, prev) and is_after(cursor, purged)):
+            is_cut = (is_entry or self.follow.is_checked) and is_after(prev, cursor)
+            is_reset = is_entry and is_after(cursor, prev) and is_after(cursor, purged)
+            if is_cut or is_reset:
                 self.say_gap(workspace, cursor, page.events[start].id)
         owed = [page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])]
         self.write(owed)
@@ -175,7 +178,7 @@ class Replays:
         if workspace in resume.floors and numbers > resume.floors[workspace]:
             return  # the walk begins where events began to be held, for what was followed before
         resume.cursors[workspace] = Position(f"{numbers[0]}-{numbers[1]}")
-        if bounds.is_entry or resume.follow.is_checked:
+        if bounds.is_entry:
             resume.on_entry.add(workspace)
 
     async def _walk(self, resume: Resume, workspace: str) -> None:
@@ -218,7 +221,7 @@ class Replays:
         while group.held_bytes > MAX_LAST_BYTES and not connection.is_gone and not group.has_overflowed:
             # In pieces, while more may come: only the last one and the change of place are one moment.
             held, group.held, group.held_bytes = group.held or [], [], 0
-            resume.write([event for event in held if not self._is_past(resume, event)])
+            self._hand_on(resume, held)
             await connection.drained()
         if connection.is_gone:
             return
@@ -226,9 +229,26 @@ class Replays:
             # It takes less than what flows: the rest is for when it comes back.
             connection.too_slow()
             return
-        resume.write([event for event in group.held or () if not self._is_past(resume, event)])
+        if not self._hand_on(resume, group.held or []):
+            return
         self._metrics.resumes.add(resume.outcome)
         connection.place(resume.follow.interest)
+
+    def _hand_on(self, resume: Resume, held: Sequence[Carried | Gap]) -> bool:
+        """Write what was held, but for what the log brought; tell a gap where it came. False: that ended the client."""
+        events: list[Carried] = []
+        for kept in held:
+            if not isinstance(kept, Gap):
+                if not self._is_past(resume, kept):
+                    events.append(kept)
+                continue
+            resume.write(events)
+            events = []
+            resume.connection.gap(kept)
+            if resume.connection.is_gone:
+                return False
+        resume.write(events)
+        return True
 
     def _is_past(self, resume: Resume, event: Carried) -> bool:
         workspace = event.workspace_id

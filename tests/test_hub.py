@@ -31,6 +31,7 @@ class Member:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        self.gaps: list[Gap] = []
 
     @property
     def write(self) -> groups.Write:
@@ -39,6 +40,9 @@ class Member:
     @property
     def count(self) -> groups.Count | None:
         return None
+
+    def gap(self, gap: Gap) -> None:
+        self.gaps.append(gap)
 
 
 class Counting(Member):
@@ -584,8 +588,9 @@ def test_a_gap_touches_those_who_watched_what_it_is_in(agents: frozenset[str] | 
     placed = {name: Member() for name in members}
     for name, member in placed.items():
         hub.place(member, numbered.variant, members[name], NOW)
-    found = hub.touched(Gap("ws-1", agents, Position("5-0")))
-    assert {name for name, member in placed.items() if member in found} == touched
+    lost = Gap("ws-1", agents, Position("5-0"))
+    hub.lose(lost)
+    assert {name: member.gaps for name, member in placed.items() if member.gaps} == {name: [lost] for name in touched}
 
 
 # -- against a naive model
@@ -839,8 +844,9 @@ def test_a_gap_touches_a_watch_of_that_endpoint() -> None:
     hub, numbered = Hub(), Numbered()
     member, _ = watching(hub, numbered, "a")
     lost = Gap("ws-1", frozenset({"shop"}), Position("1-0"), None, is_reset=False)
-    assert hub.touched(lost) == [member]
-    assert hub.touched(lost._replace(agents=frozenset({"elsewhere"}))) == []
+    hub.lose(lost)
+    hub.lose(lost._replace(agents=frozenset({"elsewhere"})))
+    assert member.gaps == [lost]
 
 
 def test_a_watch_remembers_the_last_runs_that_ended_and_not_all() -> None:

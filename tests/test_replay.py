@@ -10,9 +10,10 @@ import pytest
 from broker import Broker, Event
 from broker.events import Carried
 from broker.filters import Filter
+from broker.lines import Gap
 from broker.local import LocalRedis
 from broker.log import Log, Page
-from broker.positions import START, Position
+from broker.positions import START, Position, is_after
 from gateway.dialects.maxicore import VARIANTS
 from gateway.groups import frame_of
 from gateway.hub import Hub
@@ -138,6 +139,9 @@ class Watching:
     async def drained(self) -> bool:
         return True
 
+    def gap(self, gap: Gap) -> None:
+        self.told.append((gap, len(self.written)))
+
     def place(self, interest: Any) -> None:
         self.hub.place(cast(Any, self), FLAT, interest, 0.0)
 
@@ -163,6 +167,40 @@ async def test_a_position_that_is_newer_than_the_feed_loses_nothing_of_what_was_
             await replays.resume(cast(Any, client), FLAT, follow, None)
             owed = [e for n, e in enumerate(events) if n > (at if e.agent_id == "a" else since)]
             assert client.written == b"".join(frame_of(event, FLAT) or b"" for event in owed), (at, since)
+
+
+class Losing(LateFeed):
+    """Hears `rest`, of which Redis then loses the first, and tells the gap where it comes."""
+
+    async def settle(self, workspace: str) -> None:
+        lost, *rest = self.rest
+        self.rest = []
+        self.hub.dispatch([lost], 0.0)
+        self.hub.lose(Gap(workspace, None, cast(Position, lost.id)))
+        self.hub.dispatch(rest, 0.0)
+        self.at = cast(Position, rest[-1].id)
+
+
+async def test_a_gap_during_a_resume_comes_behind_what_was_lost(redis_url: str, prefix: str) -> None:
+    async with (
+        Broker.connect(redis_url, prefix=prefix) as broker,
+        Broker.connect(redis_url, prefix=prefix + "-2") as other,
+    ):
+        await broker.publish_many([progress("ws-456", step) for step in range(3)])
+        await other.publish_many([progress("ws-456", step) for step in range(6)])
+        logged = (await broker.log.page("ws-456", START)).events
+        lost, *news = (await other.log.page("ws-456", START)).events[3:]
+        assert is_after(lost.id or START, logged[-1].id or START)
+        hub = Hub()
+        client, a = Watching(hub), frozenset({Filter(workspaces=frozenset({"ws-456"}))})
+        replays = Replays(broker.log, cast(Any, Losing(hub, START, [lost, *news])), hub, Metrics())
+        await replays.resume(cast(Any, client), FLAT, Follow(a, a, frozenset(), {"ws-456": START}), None)
+        until_gap, all_of_it = (
+            b"".join(frame_of(event, FLAT) or b"" for event in events)
+            for events in ([*logged, lost], [*logged, lost, *news])
+        )
+        assert client.written == all_of_it
+        assert client.told == [(Gap("ws-456", None, cast(Position, lost.id)), len(until_gap))]
 
 
 async def test_who_has_gone_meanwhile_leaves_nothing_in_the_hub(redis_url: str, prefix: str) -> None:
