@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -48,7 +49,7 @@ class LocalRedis:
 
     def __init__(self, program: str, port: int = 0, **options: str | int) -> None:
         self.program = program
-        self.port = port or _free_port()
+        self.port = port or free_port()
         kept_nothing: dict[str, str | int] = {"save": "", "appendonly": "no"}
         self.options = kept_nothing | {"bind": "127.0.0.1", "protected_mode": "yes"} | options
         self.process: subprocess.Popen[bytes] | None = None
@@ -132,10 +133,17 @@ class LocalRedis:
         self.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port nobody listens on now.
+
+    It and the one of a cluster's bus (10,000 more) are below those that systems give to outgoing connections, of which
+    one might take it meanwhile.
+    """
+    while True:
+        port = random.randrange(10_000, 22_768)  # noqa: S311
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def end_with_parent() -> None:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,18 +21,11 @@ from typing import Any
 import jwt
 import websockets.asyncio.client
 
-from broker.local import LocalRedis, find_redis_server
+from broker.local import LocalRedis, find_redis_server, free_port
 
 SECRET = "test-secret-of-at-least-thirty-two-bytes"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 IN_CI = os.environ.get("CI") == "true"
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def token(*workspaces: str, ttl: float = 3600, secret: str = SECRET, **claims: Any) -> str:

@@ -148,6 +148,9 @@ class Sentinels:
 
     def mend(self) -> None:
         """Start what was killed, and wait until a failover would find all it needs."""
+        if all(server.role == "away" for server in self.servers):
+            for server in self.servers:  # nobody is left to take over: who was the master is it again
+                server.start()
         master = self.master
         for server in self.servers:
             if server.role == "away":
