@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from broker.positions import START, Position
+
 from .roll.words import FREEAGENTICS, MAXICORE
 from .soak import figures
 from .soak.figures import Stretch
@@ -22,10 +24,10 @@ def event(step: int) -> str:
     return json.dumps({"type": MAXICORE.kind, "event_id": f"{step}-0", "data": {"step": step, "at": 0.0}})
 
 
-def told(messages: Iterable[str], published: int = 6) -> Diary:
+def told(messages: Iterable[str], published: int = 6, since: Position | None = None) -> Diary:
     """The diary of a guest that was told this; so many events were published."""
     diary = Diary()
-    guest = Guest(INTEREST, "", port=0, diary=diary)
+    guest = Guest(INTEREST, "", port=0, diary=diary, since=since)
     for message in messages:
         guest.take(message.encode())
     guest.settle(Published({(MAXICORE.kind, "ws-1", None): published}))
@@ -34,6 +36,8 @@ def told(messages: Iterable[str], published: int = 6) -> Diary:
 
 def test_who_was_told_all_from_its_first_event_on_misses_nothing() -> None:
     assert told(map(event, (2, 3, 4, 5))).wrong.total() == 0
+    assert +told(map(event, (2, 3, 4, 5)), since=START).wrong == {"lost": 2}, "it wanted them from the first on"
+    assert +told((), since=START).wrong == {"lost": 6}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_what_is_no_line_of_a_log_is_an_error_too() -> None:
 @pytest.mark.anyio
 async def test_a_short_run_loses_nothing_and_leaves_nothing_behind() -> None:
     told: list[Stretch] = []
-    plan = Plan(events=1500, seconds=5, workspaces=4, visitors=16, habits=Habits((0.2, 0.8), (0.05, 0.3)))
+    plan = Plan(events=1000, seconds=3.5, workspaces=4, visitors=16, habits=Habits((0.2, 0.8), (0.05, 0.3)))
     outcome = await soak(plan, told.append)
     assert (outcome.diary.wrong.total(), outcome.diary.gaps, outcome.diary.endings) == (0, 0, {})
     assert told == outcome.stretches

@@ -1,4 +1,4 @@
-"""Wall clocks that jump, one for each process that is started with its `environment`.
+"""The wall clock, and others that jump, one for each process that is started with its `environment`.
 
 It takes a C compiler; where there is none no clock jumps, and the story says so.
 """
@@ -6,9 +6,18 @@ It takes a C compiler; where there is none no clock jumps, and the story says so
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("clock.c")
+
+
+def now() -> str:
+    """The greatest position that an event can have that is published now.
+
+    Redis' clock is this one too, unless it jumps, which it does where nothing can be lost.
+    """
+    return f"{time.time_ns() // 1_000_000}-{2**64 - 1}"
 
 
 class Clock:
@@ -16,18 +25,19 @@ class Clock:
 
     def __init__(self, library: Path | None, path: Path) -> None:
         self._library, self._path = library, path
-        self.set(0)
+        self._set(0)
 
     @property
     def environment(self) -> dict[str, str]:
         return {"LD_PRELOAD": str(self._library), "FAULTS_CLOCK": str(self._path)} if self._library else {}
 
-    @property
-    def can_jump(self) -> bool:
-        return self._library is not None
+    def jump(self, seconds: float) -> None:
+        """From now on it is ahead by `seconds`, whole ones. Raises `OSError` where it cannot jump."""
+        if self._library is None:
+            raise OSError("there is no clock that jumps")
+        self._set(seconds)
 
-    def set(self, seconds: float) -> None:
-        """From now on it is ahead by `seconds`, whole ones."""
+    def _set(self, seconds: float) -> None:
         if not self._path.exists():
             self._path.write_bytes(struct.pack("d", 0))
         with self._path.open("r+b") as file:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..agnt5_chaos_client import ChaosClient, Wish
+from ..support import Node
 from .fleet import Fleet
 from .journal import Journal
 from .model import Interest
@@ -13,8 +14,16 @@ from .story import Story
 from .watchers import FreeAgentics, MaxiCore, Watcher, Way
 from .words import AGENTS, FLOOD, WORKSPACES
 
-# Of each client.
-RUNS_PER_SECOND = 2.0
+# Of each client; and when the faults are over, so that nobody waits for the last of them.
+RUNS_PER_SECOND, LAST_RUNS_PER_SECOND = 2.0, 30.0
+
+
+class Runner(ChaosClient):
+    """Who starts runs."""
+
+    def hurry(self) -> None:
+        """Start at once what is not started yet."""
+        self._pace = LAST_RUNS_PER_SECOND
 
 
 class Crowd:
@@ -27,7 +36,7 @@ class Crowd:
             Resident(f"resident-{number}", workspace, url, journal, story, random.Random(chance.random()))
             for number, workspace in enumerate(WORKSPACES[:2])
         ]
-        self.runners = [_runner(number, fleet, chance) for number in range(2)]
+        self.runners = [_runner(number, front, fleet, chance) for number, front in enumerate(fleet.fronts)]
 
     @property
     def slow(self) -> list[Watcher]:
@@ -66,13 +75,14 @@ def _watchers(fleet: Fleet, story: Story, chance: random.Random) -> Iterator[Wat
         ("fa-agents", linked, free, Interest(two, some, free.kinds), Way()),
         ("fa-plain", front, free, Interest(three, None, free.kinds), Way(keeps_positions=False)),
         ("fa-pongs", front, free, Interest(two, None, free.kinds), Way(trusts_pongs=True)),
+        ("fa-slow", direct, free, Interest(one, some | {FLOOD}, free.kinds), Way(is_slow=True)),
     ]
     for name, urls, words, interest, way in wanted:
         yield Watcher(name, urls, words, interest, way=way, story=story, chance=random.Random(chance.random()))
 
 
-def _runner(number: int, fleet: Fleet, chance: random.Random) -> ChaosClient:
+def _runner(number: int, front: Node, fleet: Fleet, chance: random.Random) -> Runner:
     count = int(fleet.plan.seconds * RUNS_PER_SECOND * 0.8)
     wishes = [Wish(each, chance.uniform(0, 0.3), "well", is_cancelled=each % 13 == 12) for each in range(count)]
     pace, own = RUNS_PER_SECOND, random.Random(chance.random())
-    return ChaosClient(f"runner-{number}", [fleet.front()], fleet.key, wishes, own, pace)
+    return Runner(f"runner-{number}", [front], fleet.key, wishes, own, pace)

@@ -24,7 +24,7 @@ from .programs import haproxy
 from .publishers import CommandLine, Publisher, Where
 from .redises import OUR_NAME, Redises
 from .story import Story
-from .topologies import redises_of
+from .topologies import started
 from .words import WORKSPACES
 
 HAPROXY = Path(__file__).resolve().parents[2] / "deploy" / "haproxy.cfg"
@@ -36,7 +36,9 @@ class Fleet:
     def __init__(self, plan: Plan, directory: Path, story: Story, chance: random.Random) -> None:
         self.plan, self.directory, self.story, self._chance = plan, directory, story, chance
         self.journal = directory / "receipts"
-        self.journal.touch()
+        self.producers_log = directory / "producers.log"
+        for path in (self.journal, self.producers_log):
+            path.touch()
         self._lives = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -44,9 +46,8 @@ class Fleet:
             library = build(self.directory)
             if library is None:
                 self.story.say("clocks", "there is no C compiler: none of them jumps")
-            self.redises: Redises = redises_of(self.plan, self.directory, library, self.story)
+            self.redises: Redises = await started(self.plan, self.directory, library, self.story)
             lives.push_async_callback(self.redises.close)
-            await self.redises.start()
             self.members = [
                 Member(number, url, self.directory, Clock(library, self.directory / f"node-{number}.clock"), self.story)
                 for number, url in enumerate(self.redises.urls, 1)
@@ -64,7 +65,7 @@ class Fleet:
             self.crew = Crew(2, self.redises.producers_url, PREFIX, self.directory)
             lives.callback(self.crew.dismiss)
             self.crew.complete()
-            where = Where(self.redises.producers_url, self.journal, self.directory / "producers.log", self.plan.seed)
+            where = Where(self.redises.producers_url, self.journal, self.producers_log, self.plan.seed)
             self.publishers = [Publisher(number, where, insists=number != 1) for number in range(3)]
             for publisher in self.publishers:
                 lives.callback(publisher.abandon)
@@ -82,9 +83,10 @@ class Fleet:
     def receipts(self) -> tuple[frozenset[str], list[Receipt]]:
         return read(self.journal)
 
-    def front(self) -> Node:
-        """HAProxy, as tests know a node."""
-        return Node("", "", port=self.port)
+    @property
+    def fronts(self) -> list[Node]:
+        """HAProxy as tests know a node: at its own port, and over a link."""
+        return [Node("", "", port=port) for port in (self.port, self.link.port)]
 
     def _start_haproxy(self, lives: AsyncExitStack) -> int:
         """From the file in deploy/, with a line for each node."""

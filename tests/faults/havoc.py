@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from redis.exceptions import RedisError
 
-from broker import Event, TrunklineError
+from broker import TrunklineError
 
 from ..proxy import Proxy
+from .clocks import now
 from .fleet import Fleet
 from .members import Member
+from .model import NEVER, Loss, loss
 from .plan import Fault
 from .redises import Server
 from .watchers import Watcher
-from .words import FLOOD, WORKSPACES
+from .words import flood
 
 SLOW_SECONDS = 0.03  # for each piece that passes
 LOST_ANSWERS = 3
@@ -23,11 +25,12 @@ FLOOD_EVENTS, FLOOD_BYTES = 60, 100_000
 
 
 class Havoc:
-    """What breaks. `done` counts the faults by kind."""
+    """What breaks. `done` counts the faults by kind, `losses` are those for which Redis may lose something."""
 
     def __init__(self, fleet: Fleet, readers: Sequence[Watcher]) -> None:
         self._fleet, self._readers = fleet, readers
         self.done = Counter[str]()
+        self.losses: list[Loss] = []
         self._deeds: dict[str, Callable[[Fault], Awaitable[str]]] = {
             "kill node": self._kill_node,
             "term node": self._term_node,
@@ -57,14 +60,25 @@ class Havoc:
                 group.create_task(self._perform(fault))
 
     async def _perform(self, fault: Fault) -> None:
-        story = self._fleet.story
+        story, is_done = self._fleet.story, False
         try:
             words = await self._deeds[fault.kind](fault)
-        except (RedisError, OSError, TrunklineError) as error:
+        except (
+            RedisError,
+            OSError,
+            TrunklineError,
+            AssertionError,
+            LookupError,
+        ) as error:  # what it needs is not there
             words = f"could not be done: {type(error).__name__}: {error}"
         else:
+            is_done = True
             self.done[fault.kind] += 1
         story.say("FAULT over", f"{fault.kind}: {words}")
+        struck, reach = story.struck.get(fault), self._fleet.plan.reach(fault.kind)
+        if struck is not None and reach:
+            # One that went wrong may have left a failover behind that is still to come.
+            self.losses.append(loss(struck, now() if is_done else NEVER, reach))
 
     # -- nodes
 
@@ -107,10 +121,8 @@ class Havoc:
 
     async def _jump(self, fault: Fault) -> str:
         member = self._member(fault)
-        if not member.clock.can_jump:
-            return "there is no clock that jumps"
         self._fleet.story.say_fault(fault, member.name)
-        member.clock.set(fault.seconds)
+        member.clock.jump(fault.seconds)
         return member.name
 
     # -- Redis
@@ -128,10 +140,8 @@ class Havoc:
 
     async def _jump_of_redis(self, fault: Fault) -> str:
         server = self._server(fault)
-        if not server.clock.can_jump:
-            return "there is no clock that jumps"
         self._fleet.story.say_fault(fault, server.name)
-        server.clock.set(fault.seconds)
+        server.clock.jump(fault.seconds)
         return server.name
 
     async def _restart_redis(self, fault: Fault) -> str:
@@ -150,10 +160,15 @@ class Havoc:
         return server.name
 
     async def _kill_connections(self, fault: Fault) -> str:
-        server, kind = self._server(fault), ("normal", "pubsub")[fault.target // 8 % 2]
-        async with server.lock:
-            self._fleet.story.say_fault(fault, f"{kind} of {server.name}")
-            return f"{await server.kill_connections(kind)} {kind} of {server.name}"
+        """Of the first server that has some: to most replicas nobody is connected."""
+        servers, kind = self._fleet.redises.servers, ("normal", "pubsub")[fault.target // 8 % 2]
+        first = fault.target % len(servers)
+        for server in (*servers[first:], *servers[:first]):
+            async with server.lock:
+                if killed := await server.kill_connections(kind):
+                    self._fleet.story.say_fault(fault, f"{killed} {kind} of {server.name}")
+                    return server.name
+        raise OSError("nobody is connected")
 
     # -- links
 
@@ -189,7 +204,11 @@ class Havoc:
         return name
 
     async def _lose_answers(self, fault: Fault) -> str:
-        link, name = self._link(fault)
+        """Redis has done what it was asked, and nobody hears of it. The last link, which may be the producers' own, is
+        struck twice as often."""
+        links = self._fleet.redises.links
+        number = min(fault.target % (len(links) + 1), len(links) - 1)
+        link, name = links[number], f"link {number}"
         self._fleet.story.say_fault(fault, name)
         link.lose_answers(LOST_ANSWERS)
         return name
@@ -204,11 +223,7 @@ class Havoc:
         try:
             async with asyncio.timeout(fault.seconds):
                 for number in range(FLOOD_EVENTS):
-                    data = {"task_id": str(number), "output": "x" * FLOOD_BYTES}
-                    flood = Event(
-                        type="task.progress", workspace_id=WORKSPACES[0], agent_id=FLOOD, data=data, ephemeral=True
-                    )
-                    await self._fleet.broker.publish(flood)
+                    await self._fleet.broker.publish(flood(reader.words.flood, number, FLOOD_BYTES))
                 await asyncio.sleep(fault.seconds)
         except TimeoutError:
             pass

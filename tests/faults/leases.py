@@ -1,6 +1,6 @@
 """What connections and agents hold in Redis, and whether anybody still holds it when all of them have gone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from broker import Broker
@@ -9,6 +9,7 @@ from ..agnt5_chaos_worker import ENDPOINT
 from .words import WORKSPACES
 
 LEASE_MS = 45_000  # of a connection, unless it is renewed
+DIALECTS = ("maxicore", "freeagentics")  # where users are counted
 
 
 class Held(NamedTuple):
@@ -22,7 +23,7 @@ class Held(NamedTuple):
 async def held(broker: Broker, users: Iterable[str], killed_ms: float) -> Held:
     """`killed_ms`, by Redis' clock: when a node was killed last. What it held ends a lease's length later."""
     holders = [f"agnt5:endpoint:{ENDPOINT}"]
-    for dialect in ("maxicore", "freeagentics"):
+    for dialect in DIALECTS:
         holders += [f"{dialect}:address:127.0.0.1", *(f"{dialect}:user:{user}" for user in users)]
     ends: list[float] = []
     for holder in holders:
@@ -35,6 +36,19 @@ async def held(broker: Broker, users: Iterable[str], killed_ms: float) -> Held:
     for workspace in WORKSPACES:
         present += await broker.redis.zcount(broker.keys.presence(workspace), now, "+inf")
     return Held(renewed, len(alive) - renewed, present)
+
+
+async def newest(broker: Broker, users: Iterable[str]) -> dict[str, bytes]:
+    """The lease of each user's newest connection, by its key: who is killed renews none."""
+    keys = [broker.keys.connections(f"{dialect}:user:{user}") for user in users for dialect in DIALECTS]
+    found: dict[str, Any] = {key: await broker.redis.zrange(key, -1, -1) for key in keys}
+    return {key: leases[0] for key, leases in found.items() if leases}
+
+
+async def kept(broker: Broker, before: Mapping[str, bytes], now: Mapping[str, bytes]) -> list[str]:
+    """The keys whose newest lease is another by now, and that have the one before still."""
+    moved = [(key, lease) for key, lease in before.items() if now.get(key) != lease]
+    return [key for key, lease in moved if await broker.redis.zscore(key, lease) is not None]
 
 
 async def redis_ms(broker: Broker) -> float:

@@ -1,18 +1,21 @@
 """What must be true: from what was published, what Redis holds and what each client saw, to violations. Pure.
 
 Truth      An event exists when it stands in the log, or when its producer was told a position: what was told and is
-           not in the log any more was lost by Redis itself (`is_kept` False). The rest may exist or not.
+           not in the log any more was lost (`is_kept` False). By Redis itself only where a fault took it back (`Loss`),
+           else by us. The rest may exist or not.
 Seeing     A client that keeps positions must have seen, from the beginning to the end, all of the log that its interest
            matches, each once and in order, but for the stretches of which a gap was said. Such a stretch begins behind
-           the gap's `since`, or what was seen last if that has vanished, and ends with the next event that was seen.
+           the gap's `since`, or what was seen last if that has vanished, and ends with the next event that was seen,
+           at the latest with what was published after the gap was told.
            A client that keeps none must have seen, on each connection, what came from where its subscription stood
            until it was cut off.
 Losing     What Redis itself lost is told to whoever can know of it: a client that was told of a position which is not
            in the log hears of a gap before it hears anything of the log, of the same agent if it watches some. Of what
            was lost behind the position of a client nobody is left who knows (README, "What is guaranteed"); a client
            that keeps no positions is told nothing of either.
-Gaps       A gap is said only where Redis lost something: behind a position that it does not hold any more, or before
-           one that somebody was told of and that has vanished.
+Gaps       A gap is said only after a loss, where Redis lost something: behind a position that it does not hold any
+           more, or before one that somebody was told of and that has vanished. The same holds for a connection that is
+           closed because events were lost.
 """
 
 from collections import Counter
@@ -25,6 +28,8 @@ from broker.positions import is_after, order
 from .words import Key, event, read_key
 
 BEGINNING, NEVER = "0-0", f"{2**64}-0"
+# How a connection is closed whose client keeps no positions that a gap could be told of.
+EVENTS_LOST = "events were lost"
 
 
 class Fact(NamedTuple):
@@ -56,10 +61,11 @@ class Told(NamedTuple):
 
 
 class GapTold(NamedTuple):
-    """A client was told that something may be missing behind `since`."""
+    """A client was told that something may be missing behind `since`; what was published later stands behind `now`."""
 
     workspace: str
     since: str
+    now: str
 
 
 class Stood(NamedTuple):
@@ -74,10 +80,11 @@ class Opened(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """Its connection has ended."""
+    """Its connection has ended, at `now`."""
 
     code: int
     reason: str
+    now: str = NEVER
 
 
 Entry = Told | GapTold | Stood | Opened | Closed
@@ -107,6 +114,15 @@ class Diary(NamedTuple):
     entries: Sequence[Entry]
 
 
+class Loss(NamedTuple):
+    """A fault that struck at `struck`, for which Redis may have taken back what it acknowledged behind `begin` and up
+    to `end`."""
+
+    begin: str
+    struck: str
+    end: str
+
+
 class Violation(NamedTuple):
     """Something that must not be; `position` is where, in `workspace`."""
 
@@ -118,6 +134,17 @@ class Violation(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.who} in {self.workspace} at {self.position}: {self.words}"
+
+
+def loss(struck: str, end: str, reach: float) -> Loss:
+    """Of a fault that reaches back so many seconds."""
+    milliseconds, _ = order(struck)
+    return Loss(f"{max(0, milliseconds - 1000 * reach):.0f}-0", struck, end)
+
+
+def may_be_lost(position: str, losses: Iterable[Loss]) -> bool:
+    """True when Redis may have taken this back."""
+    return any(is_after(position, loss.begin) and not is_after(position, loss.end) for loss in losses)
 
 
 def truth(logged: Iterable[Fact], receipts: Iterable[Receipt]) -> dict[str, list[Fact]]:
@@ -136,7 +163,7 @@ def truth(logged: Iterable[Fact], receipts: Iterable[Receipt]) -> dict[str, list
 
 
 def of_log(
-    facts: dict[str, list[Fact]], receipts: Sequence[Receipt], attempted: frozenset[str], *, may_lose: bool
+    facts: dict[str, list[Fact]], receipts: Sequence[Receipt], attempted: frozenset[str], losses: Sequence[Loss]
 ) -> Iterator[Violation]:
     """The log against its producers: what was told is there, once and in each producer's order, and nothing else is."""
     kept = [fact for name in facts for fact in facts[name] if fact.is_kept and fact.key]
@@ -154,10 +181,12 @@ def of_log(
         elif own is not None and own.workspace != fact.workspace:
             yield Violation("foreign", "the log", fact.workspace, fact.position, f"{fact.key} is another's")
     for receipt in receipts:
+        # Of who was told no position it is not known when Redis had it.
+        if may_be_lost(receipt.position, losses) if receipt.position is not None else losses:
+            continue
         if receipt.key not in at:
-            if not may_lose:
-                yield _of_key("lost", receipt.key, receipt.position or NEVER, "was told, and is not in the log")
-        elif receipt.position is not None and receipt.position not in at[receipt.key] and not may_lose:
+            yield _of_key("lost", receipt.key, receipt.position or NEVER, "was told, and is not in the log")
+        elif receipt.position is not None and receipt.position not in at[receipt.key]:
             yield _of_key("invented", receipt.key, receipt.position, f"stands at {at[receipt.key]}")
     by_producer: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for fact in kept:
@@ -175,14 +204,21 @@ def _of_key(kind: str, key: str, position: str, words: str) -> Violation:
     return Violation(kind, found.producer, found.workspace, position, f"{key} {words}")
 
 
-def of_client(diary: Diary, facts: dict[str, list[Fact]], *, may_lose: bool) -> Iterator[Violation]:
+def of_client(
+    diary: Diary, facts: dict[str, list[Fact]], attempted: frozenset[str], losses: Sequence[Loss]
+) -> Iterator[Violation]:
     """What a client saw, against what exists."""
     for entry in diary.entries:
         match entry:
             case Told(workspace, position) if not diary.interest.matches(entry):
                 yield Violation("foreign", diary.name, workspace, position, f"{entry.kind} of {entry.agent}")
-            case GapTold(workspace, since) if not _is_justified(since, facts.get(workspace, [])):
-                yield Violation("baseless", diary.name, workspace, since, "a gap, though nothing was lost behind it")
+            case GapTold(workspace, since, now):
+                if not (_has_begun(losses, now) and _is_justified(since, facts.get(workspace, []))):
+                    yield Violation(
+                        "baseless", diary.name, workspace, since, "a gap, though nothing was lost behind it"
+                    )
+            case Closed(_, reason, now) if reason.startswith(EVENTS_LOST) and not _has_begun(losses, now):
+                yield Violation("baseless", diary.name, "?", now, f"closed: {reason}, though nothing was lost")
             case _:
                 pass
     for workspace in sorted(diary.interest.workspaces):
@@ -190,8 +226,13 @@ def of_client(diary: Diary, facts: dict[str, list[Fact]], *, may_lose: bool) -> 
             entry for entry in diary.entries if isinstance(entry, Opened | Closed) or entry.workspace == workspace
         ]
         yield from _order(diary, workspace, entries)
-        yield from _existence(diary, workspace, entries, facts.get(workspace, []), may_lose=may_lose)
+        yield from _existence(diary, entries, facts.get(workspace, []), attempted, losses)
         yield from _completeness(diary, workspace, entries, facts.get(workspace, []))
+
+
+def _has_begun(losses: Iterable[Loss], now: str) -> bool:
+    """Something had been lost by then."""
+    return any(is_after(now, loss.struck) for loss in losses)
 
 
 def _is_justified(since: str, facts: Sequence[Fact]) -> bool:
@@ -228,16 +269,17 @@ def _order(diary: Diary, workspace: str, entries: Sequence[Entry]) -> Iterator[V
 
 
 def _existence(
-    diary: Diary, workspace: str, entries: Sequence[Entry], facts: Sequence[Fact], *, may_lose: bool
+    diary: Diary, entries: Sequence[Entry], facts: Sequence[Fact], attempted: frozenset[str], losses: Sequence[Loss]
 ) -> Iterator[Violation]:
     """What was seen exists, and is what was published."""
     by_position = {fact.position: fact for fact in facts}
     for entry in entries:
         if not isinstance(entry, Told):
             continue
-        fact = by_position.get(entry.position)
+        workspace, fact = entry.workspace, by_position.get(entry.position)
         if fact is None:
-            if not may_lose:
+            is_ours = not entry.key or entry.key in attempted
+            if not (is_ours and may_be_lost(entry.position, losses)):
                 yield Violation("invented", diary.name, workspace, entry.position, f"{entry.key} is nowhere in the log")
         elif (fact.kind, fact.agent, fact.key) != (entry.kind, entry.agent, entry.key):
             words = f"{entry.kind} {entry.key} of {entry.agent}, in the log {fact.kind} {fact.key} of {fact.agent}"
@@ -292,19 +334,23 @@ def _kept_stretches(entries: Sequence[Entry], kept: set[str]) -> Iterator[tuple[
     """Where all of the log is owed, each behind its first position up to its second."""
     begin = last = BEGINNING
     gap: str | None = None  # the least of those said since the last event
+    told = BEGINNING  # the newest of them was, then
     for entry in entries:
         match entry:
             case Told(_, position) if position in kept:
                 if gap is not None:
                     yield begin, gap
-                    begin, gap = position, None
+                    begin, gap = min(position, told, key=order), None
                 last = max(last, position, key=order)
-            case GapTold(_, since):
+            case GapTold(_, since, now):
                 end = max(last, since, key=order) if since in kept else last
-                gap = end if gap is None else min(gap, end, key=order)
+                gap, told = end if gap is None else min(gap, end, key=order), now
             case _:
                 pass
-    yield begin, NEVER if gap is None else gap
+    if gap is not None:
+        yield begin, gap
+        begin = told
+    yield begin, NEVER
 
 
 def _plain_stretches(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ What the machine decides besides (which message was on its way when a process di
 to the fleet, when and to whom, it does.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -14,6 +15,8 @@ TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
 
 # Before the first fault everybody has come, and behind the last one there is some quiet.
 CALM_SECONDS = 1.0
+# What is older is on the disk of a Redis that writes every second, and at its replicas.
+ASYNCHRONOUS_SECONDS = 5.0
 
 
 class Fault(NamedTuple):
@@ -68,6 +71,7 @@ _OF = {
         Kind("move slot", 6),
     ),
 }
+_RESTARTS = {"kill redis", "restart redis", "lossy failover"}
 # A clock that goes back is no matter to a Redis that knows its log; to one that has lost it positions would come again.
 _REDIS_CLOCK = Kind("redis clock", 2, -90.0, 90.0)
 
@@ -84,17 +88,18 @@ class Plan(NamedTuple):
     is_patient: bool  # wait at the end until leases of the dead have ended too
     faults: tuple[Fault, ...]
 
-    @property
-    def may_lose(self) -> bool:
-        """True when Redis itself may lose what it has acknowledged: then gaps are said, and rightly."""
-        return bool({fault.kind for fault in self.faults} & self._losing)
+    def reach(self, kind: str) -> float:
+        """How many seconds back a fault of this kind may let Redis lose what it acknowledged; 0: it loses nothing."""
+        if kind not in self._losing:
+            return 0.0
+        return math.inf if self.persistence == "none" and kind in _RESTARTS else ASYNCHRONOUS_SECONDS
 
     @property
     def _losing(self) -> set[str]:
         """The kinds of fault that lose."""
         match self.topology, self.persistence:
             case "sentinel", _:
-                return {"kill redis", "stop redis", "lossy failover", "failover"}
+                return {"kill redis", "stop redis", "lossy failover", "failover", "deaf link"}
             case "cluster", _:  # where a failover that is asked for waits until the replica has all
                 return {"kill redis", "stop redis", "lossy failover"}
             case "single", "none":

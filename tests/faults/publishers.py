@@ -32,6 +32,7 @@ class Publisher:
         self._number, self._where, self._insists = number, where, insists
         self._life = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.faults: list[str] = []
 
     def start(self) -> None:
         name = f"sdk-{self._number}-{self._life}"
@@ -44,19 +45,27 @@ class Publisher:
             self._process = subprocess.Popen(command, env=os.environ | words, stdout=log, stderr=log)
 
     async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await asyncio.to_thread(self._process.wait, 10)
+        process = self._present()
+        process.kill()
+        await asyncio.to_thread(process.wait, 10)
         self.start()
 
     async def stop(self) -> None:
-        assert self._process is not None
-        self._process.terminate()
+        process = self._present()
+        process.terminate()
         try:
-            await asyncio.to_thread(self._process.wait, 10)
+            await asyncio.to_thread(process.wait, 10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.faults.append(f"exit: producer {self._number} was told to end, and had not 10 s later")
+            process.kill()
+            process.wait()
+
+    def _present(self) -> "subprocess.Popen[bytes]":
+        """The process, which nothing but we may have ended."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            self.faults.append(f"exit: producer {self._number} has ended by itself with {self._process.returncode}")
+        return self._process
 
     def abandon(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker import Unavailable
 from broker.local import LocalRedis
 
 from ..proxy import Proxy, proxy
@@ -22,6 +23,33 @@ from .story import Story
 OUR_NAME = "trunkline-tests"  # connections that no fault cuts
 
 
+AGAIN_SECONDS, ATTEMPTS = 0.5, 6
+
+
+async def start(redis: LocalRedis) -> None:
+    """Start a server, anew if need be: a client's connection may have got its port while it was away."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            await asyncio.to_thread(redis.start)
+        except Unavailable:
+            await asyncio.sleep(AGAIN_SECONDS)
+        else:
+            return
+    await asyncio.to_thread(redis.start)
+
+
+class Clocked(LocalRedis):
+    """A redis-server with a clock of its own."""
+
+    def __init__(self, program: str, clock: Clock, **options: Any) -> None:
+        super().__init__(program, **options)
+        self._clock = clock
+
+    def _command(self, directory: Path, directives: dict[str, str | int]) -> list[str]:
+        words = [f"{name}={value}" for name, value in self._clock.environment.items()]
+        return ["env", *words, *super()._command(directory, directives)]
+
+
 class Server:
     """One redis-server, with a lock: what is done to it is done one after the other."""
 
@@ -30,12 +58,7 @@ class Server:
         self.lock = asyncio.Lock()
 
     async def start(self) -> None:
-        os.environ |= self.clock.environment
-        try:
-            await asyncio.to_thread(self.redis.start)
-        finally:
-            for name in self.clock.environment:
-                del os.environ[name]
+        await start(self.redis)
 
     async def end(self, number: int) -> None:
         """Send it this signal, and wait for its end."""
@@ -90,7 +113,8 @@ class Redises:
 
     async def start(self) -> None:
         clock = Clock(self._library, self.directory / "redis.clock")
-        server = Server(LocalRedis(redis_server(is_old=self.plan.is_old), **self.persistence), "redis", clock)
+        redis = Clocked(redis_server(is_old=self.plan.is_old), clock, **self.persistence)
+        server = Server(redis, "redis", clock)
         self.servers.append(server)
         self._lives.callback(server.redis.close)
         await server.start()

@@ -7,8 +7,9 @@ start ──▶ everybody comes ──▶ faults ──▶ all is put right ─�
 
 import asyncio
 import random
+import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from .crowd import Crowd
 from .fleet import Fleet
 from .havoc import Havoc
 from .journal import Journal
-from .leases import held, redis_ms
-from .model import Fact
+from .leases import held, kept, newest, redis_ms
+from .model import Fact, Loss
 from .plan import Plan
 from .story import Story
 from .verdict import Outcome, has_lost_runs, judge, judge_logs, judge_runs, keep_diaries, outcome
@@ -31,7 +32,7 @@ from .watchers import Watcher
 from .words import AGENTS, WORKSPACES, last, subject
 
 COME_SECONDS = 30.0
-SEEN_SECONDS = 20.0
+SEEN_SECONDS = 12.0
 RUNS_SECONDS = 45.0
 LEAVE_SECONDS = 20.0
 PATIENT_SECONDS = 60.0
@@ -47,18 +48,21 @@ async def run(plan: Plan, directory: Path) -> Outcome:
     async with Fleet(plan, directory, story, chance) as fleet, _working(*(member.keep() for member in fleet.members)):
         crowd = Crowd(fleet, story, chance)
         violations: list[str] = []
-        async with _running(crowd) as runs, _working(*(one.run() for one in crowd.watchers)):
-            async with _working(*(one.run() for one in crowd.residents)):
-                await until(lambda: all(one.is_open for one in crowd.watchers), COME_SECONDS, "everybody to have come")
-                havoc = await _break(fleet, crowd, story)
-                violations += await _put_right(fleet, crowd)
-            facts = await _end(fleet, crowd, story)
-            violations += await _ended(runs, fleet, crowd)
+        async with _running(crowd) as runs:
+            async with _working(*(one.run() for one in crowd.watchers)):
+                async with _working(*(one.run() for one in crowd.residents)):
+                    await until(lambda: all(one.is_open for one in crowd.watchers), COME_SECONDS, "all to have come")
+                    havoc = await _break(fleet, crowd, story)
+                    violations += await _put_right(fleet, crowd)
+                # Within the 15 s after which the agents that have left are told to be offline.
+                facts, more = await _end(fleet, crowd, story)
+                violations += more
+            violations += await _ended(runs, fleet, crowd, havoc.losses)
         violations += await _left(fleet, crowd)
         story.say("run", "everybody has left")
         attempted, receipts = fleet.receipts()
-        violations += map(str, judge(plan, facts, attempted, receipts, crowd))
-        violations += await judge_runs(fleet, crowd)
+        violations += map(str, judge(facts, attempted, receipts, crowd, havoc.losses))
+        violations += await judge_runs(fleet, crowd, havoc.losses)
         violations += [*crowd.surprises(), *judge_logs(fleet, crowd)]
         story.say("run", f"{len(violations)} violations")
         if violations:
@@ -97,12 +101,13 @@ async def _break(fleet: Fleet, crowd: Crowd, story: Story) -> Havoc:
     await until(lambda: fleet.broker.redis.exists(fleet.broker.keys.served(RUNS_WORKSPACE, ENDPOINT)), COME_SECONDS)
     for publisher in fleet.publishers:
         publisher.start()
-    story.say("run", "everybody has come: faults begin")
     story.begin()
     havoc = Havoc(fleet, crowd.slow)
     async with _working(fleet.command_line.run(), _complete_crew(fleet)):
         await havoc.wreak()
         story.say("run", "all faults are over")
+        for runner in crowd.runners:
+            runner.hurry()
         await asyncio.gather(fleet.command_line.finish(), *(publisher.stop() for publisher in fleet.publishers))
     return havoc
 
@@ -131,8 +136,11 @@ async def _put_right(fleet: Fleet, crowd: Crowd) -> list[str]:
     return problems
 
 
-async def _end(fleet: Fleet, crowd: Crowd, story: Story) -> list[Fact]:
-    """Publish what nothing comes behind, and wait until everybody has seen it; answers all that Redis holds then."""
+async def _end(fleet: Fleet, crowd: Crowd, story: Story) -> tuple[list[Fact], list[str]]:
+    """Publish what nothing comes behind, let a node leave, and wait until everybody has seen it and is there again.
+
+    Answers all that Redis holds then, and what is wrong.
+    """
     journal, number = Journal(fleet.journal), 0
     for workspace in WORKSPACES:
         for agent in AGENTS:
@@ -153,13 +161,25 @@ async def _end(fleet: Fleet, crowd: Crowd, story: Story) -> list[Fact]:
             if not all(one.has_seen_to(workspace, position) for workspace, position in owed[one.name].items())
         ]
 
+    # The one that has most to give back.
+    counts = [await asyncio.to_thread(member.node.metric, "trunkline_leases") for member in fleet.members]
+    leaver = fleet.members[counts.index(max(counts))]
+    names = [one.name for one in crowd.watchers]
+    before = await newest(fleet.broker, names)
+    story.say("run", f"the last events are published, and {leaver.name} leaves")
+    await leaver.end(signal.SIGTERM)
+    problems = []
     try:
-        await until(lambda: not waiting(), SEEN_SECONDS)
+        await until(lambda: not waiting() and all(one.is_open for one in crowd.watchers), SEEN_SECONDS)
     except AssertionError:
-        story.say("run", f"the last events have not come to {[one.name for one in waiting()]}")
+        # Who keeps no positions may have been away.
+        unseen = [one.name for one in waiting() if one.way.keeps_positions]
+        problems += [f"lost: the last events have not come to {unseen}"] if unseen else []
     else:
         story.say("run", "everybody has seen the last events")
-    return facts
+    if held_still := await kept(fleet.broker, before, await newest(fleet.broker, names)):
+        problems.append(f"leases: {leaver.name} has left, and not given back {held_still}")
+    return facts, problems
 
 
 async def _logged(fleet: Fleet, workspace: str) -> list[Fact]:
@@ -175,15 +195,16 @@ async def _logged(fleet: Fleet, workspace: str) -> list[Fact]:
     return facts
 
 
-async def _ended(runs: "asyncio.Future[Any]", fleet: Fleet, crowd: Crowd) -> list[str]:
+async def _ended(runs: "asyncio.Future[Any]", fleet: Fleet, crowd: Crowd, losses: Sequence[Loss]) -> list[str]:
     """All runs have ended, unless Redis has lost what it knew of them."""
-    if not await has_lost_runs(fleet, crowd):
+    if not await has_lost_runs(fleet, crowd, losses):
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(runs), RUNS_SECONDS)
     if runs.done():
         runs.result()
+        fleet.story.say("run", "all runs have ended")
         return []
-    if await has_lost_runs(fleet, crowd):
+    if await has_lost_runs(fleet, crowd, losses):
         return []
     left = sum(not one.is_done for one in crowd.runners)
     return [f"runs: not all had ended {RUNS_SECONDS:g} s later, for {left} clients"]

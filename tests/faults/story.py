@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from .clocks import now
 from .plan import Fault
 
 
@@ -13,16 +14,19 @@ class Story:
         self.path = path
         self.began = time.monotonic()
         self.lines: list[str] = []
+        self.struck: dict[Fault, str] = {}  # when it did, as a position
 
     def begin(self) -> None:
-        """Time is counted from here."""
+        """Time is counted from here; positions, of which violations speak, are milliseconds of the wall clock."""
         self.began = time.monotonic()
+        self.say("run", f"everybody has come: faults begin, at {now().partition('-')[0]}")
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def say_fault(self, fault: Fault, whom: str) -> None:
+        self.struck.setdefault(fault, now())
         lasting = f", {fault.seconds:.2f} s" if fault.seconds else ""
         self.say("FAULT", f"{fault.kind}: {whom}{lasting}")
 

@@ -6,23 +6,41 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
+from broker import Unavailable
 from broker.topology.slots import slot_of
 
 from .. import topologies
 from ..proxy import proxy
 from .clocks import Clock
 from .plan import Fault, Plan
-from .redises import Redises, Server
+from .redises import Redises, Server, start
 from .story import Story
 from .words import WORKSPACES
+
+T = TypeVar("T")
 
 WELL_SECONDS = 20.0
 # A fault whose turn comes so long after the last one of the plan is left out.
 LATE_SECONDS = 1.0
+# For so long a master that was replaced may believe that it is one.
+STALE_SECONDS = 3.0
 WRONG = "nobody"
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """What a thread answers. Raises `LookupError` for a `StopIteration`, which would never wake its waiter."""
+
+    def call() -> T:
+        try:
+            return work(*arguments)
+        except StopIteration:
+            raise LookupError("there is no such server now") from None
+
+    return await asyncio.to_thread(call)
 
 
 class Several(Redises):
@@ -47,7 +65,7 @@ class Several(Redises):
     async def start(self) -> None:
         for redis in self.whole.servers:
             redis.options |= {**self.persistence, **self.more_options}
-        await asyncio.to_thread(self.whole.__enter__)
+        await in_thread(self.whole.__enter__)
         self._lives.callback(self.whole.__exit__, None, None, None)
         for number, redis in enumerate(self.whole.servers, 1):
             name = f"redis-{number}"
@@ -55,16 +73,19 @@ class Several(Redises):
 
     async def is_well(self) -> bool:
         with suppress(RedisError, OSError, AssertionError, StopIteration, LookupError):
-            return await asyncio.to_thread(self.whole.is_well)
+            return await in_thread(self.whole.is_well)
         return False
 
     @abstractmethod
     async def victim(self, fault: Fault) -> topologies.Server:
         """Whom a fault strikes."""
 
+    async def help(self) -> None:
+        """Do what its own keepers do too, but late."""
+
     async def recover(self, victim: topologies.Server) -> None:
         """Start one that was killed, as whoever runs it would."""
-        await asyncio.to_thread(victim.start)
+        await start(victim)
 
     @abstractmethod
     async def ask_to_fail_over(self, victim: topologies.Server) -> None:
@@ -77,15 +98,18 @@ class Several(Redises):
             if self.story.seconds > self.plan.seconds + LATE_SECONDS:
                 raise TimeoutError("its turn came too late")
             yield
+            begun = self.story.seconds
             async with asyncio.timeout(WELL_SECONDS):
                 while not await self.is_well():
+                    if self.story.seconds - begun > STALE_SECONDS:
+                        await self.help()
                     await asyncio.sleep(0.1)
 
     async def _kill(self, fault: Fault) -> str:
         async with self.turn(fault):
             victim = await self.victim(fault)
-            await asyncio.to_thread(victim.kill)
             self.story.say_fault(fault, self._name(victim))
+            await in_thread(victim.kill)
             await asyncio.sleep(fault.seconds)
             await self.recover(victim)
         return self._name(victim)
@@ -112,12 +136,12 @@ class Several(Redises):
         """Its replicas hear nothing more for a while; then it dies, and what it acknowledged meanwhile with it."""
         async with self.turn(fault):
             victim = await self.victim(fault)
-            await asyncio.to_thread(self._cut_replicas, victim)
             self.story.say_fault(fault, self._name(victim))
+            await in_thread(self._cut_replicas, victim)
             await asyncio.sleep(fault.seconds)
-            await asyncio.to_thread(victim.kill)
+            await in_thread(victim.kill)
             await asyncio.sleep(2 * topologies.DOWN_MS / 1000)
-            await asyncio.to_thread(self._connect_replicas, victim)
+            await in_thread(self._connect_replicas, victim)
             await self.recover(victim)
         return self._name(victim)
 
@@ -135,17 +159,17 @@ class Several(Redises):
     def _login(server: topologies.Server, name: str) -> None:
         """As whom it asks its master to be its replica."""
         for directive in ("masteruser", "masterauth"):
-            server.ask("CONFIG", "SET", directive, name)
+            topologies.wait(lambda: server.ask("CONFIG", "SET", directive, name), "a server that is told its login")  # noqa: B023
 
     def _name(self, victim: topologies.Server) -> str:
         return next(server.name for server in self.servers if server.redis is victim)
 
 
 class Sentinel(Several):
-    """A master, two replicas, three sentinels. Nodes find it as the sentinels say, over no link of ours.
+    """A master, two replicas, three sentinels. All is reached over a link before each server, by which it is known.
 
-    Sentinel tells a master that it is none any more some ten seconds late. Until then it must not take writes, which
-    would be lost: one whose replicas have left it takes none.
+    Sentinel tells a master that it is none any more some ten seconds late; we do it sooner, so that more than one fault
+    finds its turn. Until then it must not take writes, which would be lost: one whose replicas have left it takes none.
     """
 
     more_options: Mapping[str, int] = {"min_replicas_to_write": 1, "min_replicas_max_lag": 1}
@@ -153,6 +177,13 @@ class Sentinel(Several):
     def __init__(self, plan: Plan, directory: Path, library: Path | None, story: Story) -> None:
         super().__init__(plan, directory, library, story)
         self.whole: topologies.Sentinels = topologies.Sentinels()
+
+    async def start(self) -> None:
+        for server in self.whole.servers:
+            link = await self._lives.enter_async_context(proxy(server.port))
+            self.links.append(link)
+            server.public_port = server.options["replica_announce_port"] = link.port
+        await super().start()
 
     @property
     def url(self) -> str:
@@ -168,34 +199,61 @@ class Sentinel(Several):
 
     @property
     def deeds(self) -> dict[str, Callable[[Fault], Awaitable[str]]]:
-        return super().deeds | {"kill sentinel": self._kill_sentinel}
+        return super().deeds | {"kill sentinel": self._kill_sentinel, "deaf link": self._deafen}
 
     async def victim(self, fault: Fault) -> topologies.Server:
         if fault.target % 4 == 0:
             return self.whole.servers[fault.target % len(self.whole.servers)]
-        return await asyncio.to_thread(lambda: self.whole.master)
+        return await in_thread(lambda: self.whole.master)
 
     async def recover(self, victim: topologies.Server) -> None:
         """As a replica of whom the sentinels name: a master that comes back as one misleads who asks too early."""
-        port = await asyncio.to_thread(self._named)
+        port = await in_thread(self._named)
         role = self.directory / f"{self._name(victim)}.conf"
-        role.write_text(f"replicaof 127.0.0.1 {port}\n" if port != victim.port else "")
+        role.write_text(f"replicaof 127.0.0.1 {port}\n" if port != victim.public_port else "")
         victim.options["include"] = str(role)
         await super().recover(victim)
 
+    async def help(self) -> None:
+        with suppress(RedisError, OSError):
+            await in_thread(self._demote)
+
+    def _demote(self) -> None:
+        """Tell who believes to be the master besides the one on which all sentinels agree."""
+        told = [sentinel.ask("SENTINEL MASTER", topologies.SERVICE) for sentinel in self.whole.sentinels]
+        if {one["flags"] for one in told} == {"master"} and len({one["port"] for one in told}) == 1:
+            for server in self.whole.servers:
+                if server.public_port != int(told[0]["port"]) and server.role == "master":
+                    server.ask("REPLICAOF", "127.0.0.1", told[0]["port"])
+
     def _named(self) -> int:
-        return int(self.whole.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", topologies.SERVICE)[1])
+        sentinel = self.whole.sentinels[0]
+        asked = ("SENTINEL GET-MASTER-ADDR-BY-NAME", topologies.SERVICE)
+        return int(topologies.wait(lambda: sentinel.ask(*asked), "a sentinel that names a master")[1])
 
     async def ask_to_fail_over(self, victim: topologies.Server) -> None:
-        await asyncio.to_thread(self.whole.sentinels[0].ask, "SENTINEL FAILOVER", topologies.SERVICE)
+        await in_thread(self.whole.sentinels[0].ask, "SENTINEL FAILOVER", topologies.SERVICE)
+
+    async def _deafen(self, fault: Fault) -> str:
+        """A partition: one is reached by nobody, neither replicas nor sentinels, and has closed nothing."""
+        async with self.turn(fault):
+            victim = await self.victim(fault)
+            link = self.links[self.whole.servers.index(victim)]
+            self.story.say_fault(fault, self._name(victim))
+            link.pause()
+            try:
+                await asyncio.sleep(fault.seconds)
+            finally:
+                link.go_on()
+        return self._name(victim)
 
     async def _kill_sentinel(self, fault: Fault) -> str:
         async with self.turn(fault):
             sentinel = self.whole.sentinels[fault.target % len(self.whole.sentinels)]
             self.story.say_fault(fault, "a sentinel")
-            await asyncio.to_thread(sentinel.kill)
+            await in_thread(sentinel.kill)
             await asyncio.sleep(fault.seconds)
-            await asyncio.to_thread(sentinel.start)
+            await start(sentinel)
         return "a sentinel"
 
 
@@ -212,7 +270,7 @@ class Cluster(Several):
             link = await self._lives.enter_async_context(proxy(server.port))
             self.links.append(link)
             server.options["cluster_announce_port"] = link.port
-            await asyncio.to_thread(server.ask, "CONFIG", "SET", "cluster-announce-port", link.port)
+            await in_thread(server.ask, "CONFIG", "SET", "cluster-announce-port", link.port)
 
     @property
     def url(self) -> str:
@@ -233,11 +291,11 @@ class Cluster(Several):
     async def victim(self, fault: Fault) -> topologies.Server:
         if fault.target % 4 == 0:
             return self.whole.servers[fault.target % len(self.whole.servers)]
-        return await asyncio.to_thread(self.whole.master_of, self._slot(fault))
+        return await in_thread(self.whole.master_of, self._slot(fault))
 
     async def ask_to_fail_over(self, victim: topologies.Server) -> None:
-        replica = await asyncio.to_thread(self._replica, victim)
-        await asyncio.to_thread(replica.ask, "CLUSTER FAILOVER")
+        replica = await in_thread(self._replica, victim)
+        await in_thread(replica.ask, "CLUSTER FAILOVER")
 
     @staticmethod
     def _slot(fault: Fault) -> int:
@@ -257,14 +315,22 @@ class Cluster(Several):
         """A workspace's slot goes to another master, with all keys in it, while it is in use."""
         async with self.turn(fault):
             slot = self._slot(fault)
-            source = await asyncio.to_thread(self.whole.master_of, slot)
-            target = await asyncio.to_thread(self.whole.other_than, source)
+            source = await in_thread(self.whole.master_of, slot)
+            target = await in_thread(self.whole.other_than, source)
             self.story.say_fault(fault, f"{slot} from {self._name(source)} to {self._name(target)}")
-            await asyncio.to_thread(self.whole.move, slot, target)
+            await in_thread(self.whole.move, slot, target)
         return f"{slot}"
 
 
-def redises_of(plan: Plan, directory: Path, library: Path | None, story: Story) -> Redises:
-    """Which Redis a plan wants."""
+async def started(plan: Plan, directory: Path, library: Path | None, story: Story) -> Redises:
+    """The Redis that a plan wants. Its ports were free when they were chosen; if one is taken by now, on others."""
     kinds: dict[str, type[Redises]] = {"single": Redises, "sentinel": Sentinel, "cluster": Cluster}
-    return kinds[plan.topology](plan, directory, library, story)
+    redises = kinds[plan.topology](plan, directory, library, story)
+    try:
+        await redises.start()
+    except Unavailable as error:
+        story.say("redis", str(error))
+        await redises.close()
+        redises = kinds[plan.topology](plan, directory, library, story)
+        await redises.start()
+    return redises

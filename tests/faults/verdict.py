@@ -1,20 +1,21 @@
 """The verdict on a seed: what of all that must be true is not."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from broker import Event
 from broker.positions import START
 
+from ..agnt5 import ENDS
 from ..agnt5_chaos import faults_of_log, faults_of_story
 from ..agnt5_chaos_worker import ENDPOINT
 from ..agnt5_chaos_worker import WORKSPACE as RUNS_WORKSPACE
 from .crowd import Crowd
 from .fleet import Fleet
 from .havoc import Havoc
-from .model import Fact, Receipt, Told, Violation, of_client, of_log, truth
+from .model import Fact, Loss, Receipt, Told, Violation, may_be_lost, of_client, of_log, truth
 from .plan import Plan
 from .story import Story
 from .watchers import BALANCERS_OWN
@@ -49,31 +50,32 @@ async def _said_of_runs(fleet: Fleet) -> dict[str, list[Event]]:
     return said
 
 
-async def has_lost_runs(fleet: Fleet, crowd: Crowd) -> bool:
-    """True when Redis has lost what it had told of runs, or the endpoint itself: then nothing is promised of them."""
-    if not fleet.plan.may_lose:
+async def has_lost_runs(fleet: Fleet, crowd: Crowd, losses: Sequence[Loss]) -> bool:
+    """True when Redis has lost what it had told of runs, or the endpoint itself: then little is promised of them."""
+    if not losses:
         return False
     if not await fleet.broker.redis.exists(fleet.broker.keys.endpoint(ENDPOINT)):
         return True
     kept = {str(event.id) for events in (await _said_of_runs(fleet)).values() for event in events}
     told = {event for runner in crowd.runners for story in runner.stories.values() for event in story.events}
-    return bool(told - kept)
+    return any(may_be_lost(event, losses) for event in told - kept)
 
 
 def judge(
-    plan: Plan, facts: list[Fact], attempted: frozenset[str], receipts: list[Receipt], crowd: Crowd
+    facts: list[Fact], attempted: frozenset[str], receipts: list[Receipt], crowd: Crowd, losses: Sequence[Loss]
 ) -> Iterator[Violation]:
     exists = truth(facts, receipts)
-    yield from of_log(exists, receipts, attempted, may_lose=plan.may_lose)
+    yield from of_log(exists, receipts, attempted, losses)
     for watcher in crowd.watchers:
-        yield from of_client(watcher.diary, exists, may_lose=plan.may_lose)
+        yield from of_client(watcher.diary, exists, attempted, losses)
 
 
-async def judge_runs(fleet: Fleet, crowd: Crowd) -> list[str]:
+async def judge_runs(fleet: Fleet, crowd: Crowd, losses: Sequence[Loss]) -> list[str]:
     """Every run has begun and ended once, and its client was told all of it, each event once."""
-    if await has_lost_runs(fleet, crowd):
-        return []
     said = await _said_of_runs(fleet)
+    if await has_lost_runs(fleet, crowd, losses):
+        # A run's end goes together with what Redis knew of the run: in what is left there is still no second one.
+        return [f"runs: {name} goes on after its end" for name, events in said.items() if _has_end(events[:-1])]
     stories = {execution: story for runner in crowd.runners for execution, story in runner.stories.items()}
     faults = [*faults_of_log(said, set(stories))]
     for execution, story in stories.items():
@@ -85,10 +87,18 @@ async def judge_runs(fleet: Fleet, crowd: Crowd) -> list[str]:
     return [f"runs: {fault}" for fault in faults]
 
 
+def _has_end(events: Iterable[Event]) -> bool:
+    return any(event.type in ENDS for event in events)
+
+
 def judge_logs(fleet: Fleet, crowd: Crowd) -> Iterator[str]:
-    """No bug in any node's log, and no token or key in any file."""
+    """No bug in any node's log or producer's, and no token or key in any file."""
     for member in fleet.members:
         yield from member.judge()
+    for publisher in fleet.publishers:
+        yield from publisher.faults
+    if "Traceback" in fleet.producers_log.read_text(errors="replace"):
+        yield f"bug: a producer's traceback stands in {fleet.producers_log.name}"
     secrets = {*(one.token for one in crowd.named), fleet.key}
     for path in sorted(fleet.directory.glob("*.log")):
         text = path.read_text(errors="replace")

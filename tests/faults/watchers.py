@@ -19,14 +19,14 @@ from broker.catalog import CATALOG
 from broker.positions import is_after, order
 
 from ..support import token
-from .model import BEGINNING, Closed, Diary, Entry, GapTold, Interest, Opened, Stood, Told
+from .clocks import now
+from .model import BEGINNING, EVENTS_LOST, Closed, Diary, Entry, GapTold, Interest, Opened, Stood, Told
 from .story import Story
 from .words import subject
 
 PING_SECONDS = 1.0
 PING: dict[str, Any] = {"type": "ping"}
 BALANCERS_OWN = {502, 503, 504}
-EVENTS_LOST = "events were lost"
 
 Message = dict[str, Any]
 Since = dict[str, str]
@@ -37,6 +37,7 @@ class Words(Protocol):
 
     path: str
     kinds: frozenset[str]  # of events
+    flood: str  # the kind that comes to those who do not read
 
     def subscribe(self, interest: Interest, since: Since | None) -> Message:
         """The subscription; `since` are positions by workspace."""
@@ -48,6 +49,7 @@ class Words(Protocol):
 class MaxiCore:
     path = "/v2/ws?envelope=flat&token="
     kinds = frozenset(name for name, kind in CATALOG.items() if kind.dialect == "maxicore")
+    flood = "task.progress"
 
     def subscribe(self, interest: Interest, since: Since | None) -> Message:
         filters: Message = {"event_types": sorted(interest.kinds)}
@@ -57,12 +59,13 @@ class MaxiCore:
 
     def gap(self, message: Message) -> GapTold | None:
         is_one = message["type"] == "resume.gap"
-        return GapTold(message["workspace_id"], message["since"]) if is_one else None
+        return GapTold(message["workspace_id"], message["since"], now()) if is_one else None
 
 
 class FreeAgentics:
     path = "/api/v1/ws?token="
     kinds = frozenset(("inference_started", "inference_completed"))
+    flood = "inference_completed"
 
     def subscribe(self, interest: Interest, since: Since | None) -> Message:
         data: Message = {"events": sorted(interest.kinds)}
@@ -72,7 +75,7 @@ class FreeAgentics:
 
     def gap(self, message: Message) -> GapTold | None:
         data = message.get("data", {})
-        return GapTold(data["workspace_id"], data["since"]) if message["type"] == "resume_gap" else None
+        return GapTold(data["workspace_id"], data["since"], now()) if message["type"] == "resume_gap" else None
 
 
 def old_token(*workspaces: str, **claims: Any) -> str:
@@ -173,7 +176,7 @@ class Watcher:
         await socket.send(json.dumps(message))
 
     def _note_end(self, code: int, reason: str) -> None:
-        self.entries.append(Closed(code, reason))
+        self.entries.append(Closed(code, reason, now()))
         self.told[f"closed {code}"] += 1
         if reason.startswith(EVENTS_LOST):
             self.told["gap"] += 1
@@ -185,7 +188,7 @@ class Watcher:
 
     def _hear(self, message: Message) -> None:
         kind = message["type"]
-        if kind in self.words.kinds and "event_id" in message:
+        if kind in CATALOG:
             self._see(message)
         elif (gap := self.words.gap(message)) is not None:
             self.entries.append(gap)
@@ -202,9 +205,14 @@ class Watcher:
 
     def _see(self, message: Message) -> None:
         data = message.get("data", {})
-        workspace, position = message["workspace_id"], message["event_id"]
+        workspace, position = message["workspace_id"], message.get("event_id")
         agent = message.get("agent_id") or data.get("agent_id") or ""
-        self.entries.append(Told(workspace, position, message["type"], agent, subject(message | data)))
+        told = Told(workspace, position or "", message["type"], agent, subject(message | data))
+        if position is None:  # it is live only
+            if not self.interest.matches(told):
+                self.surprises.append(f"was told {told.kind} of {agent} in {workspace}")
+            return
+        self.entries.append(told)
         if workspace in self.since:
             self.since[workspace] = self.last[workspace] = position
 

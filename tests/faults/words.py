@@ -44,6 +44,13 @@ def event(key: Key) -> Event:
     return Event(type=kind, workspace_id=key.workspace, agent_id=agent, data={own: str(key)} | more)
 
 
+def flood(kind: str, number: int, size: int) -> Event:
+    """One of many for those who do not read: it is live only."""
+    own = "task_id" if kind in MAXICORE else "inference_id"
+    data = {own: str(number), "output": "x" * size}
+    return Event(type=kind, workspace_id=WORKSPACES[0], agent_id=FLOOD, data=data, ephemeral=True)
+
+
 def last(workspace: str, agent: str, number: int) -> list[Event]:
     """One event of each dialect, behind which nothing comes."""
     keys = [str(Key(workspace, f"{END}-{agent}", number + more)) for more in range(2)]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from websockets.frames import Close, Frame, Opcode
 
+from broker.positions import Position
+
 from ..bench.clients import masked
 from ..bench.reading import Tally
 from ..roll.client import NOBODY, PATIENCE_SECONDS, Ending, Line
@@ -63,16 +65,21 @@ class Diary:
 
 
 class Guest:
-    """`is_here` is True while it is connected and has all up to now."""
+    """`is_here` is True while it is connected and has all up to now.
 
-    def __init__(self, interest: Interest, token: str, *, port: int, diary: Diary) -> None:
+    It wants what came after `since`, from the first number on; without it what comes from its first event on.
+    """
+
+    def __init__(
+        self, interest: Interest, token: str, *, port: int, diary: Diary, since: Position | None = None
+    ) -> None:
         self.interest = interest
         self.here_since: float | None = None
         self._request = _REQUEST.format(path=interest.tongue.path + token).encode()
         self._port = port
         self._diary = diary
         self._tally = Tally()
-        self._since: str | None = None
+        self._since: str | None = since
         self._was_told_a_gap = False
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from broker.positions import START, Position
+
 from ..roll.words import FREEAGENTICS, MAXICORE
 from ..support import token, until
 from .guest import Diary, Guest
@@ -23,8 +25,8 @@ class Habits(NamedTuple):
 
 
 class House:
-    """One resident for each workspace, who wants all its events, so that its node hears all of them; and `seats` for
-    those who come and go, for all events of a workspace, for one agent's or for FreeAgentics'."""
+    """One resident for each workspace, who wants all its events from the first on, so that its node hears all of them;
+    and `seats` for those who come and go, for all events of a workspace, for one agent's or for FreeAgentics'."""
 
     def __init__(self, port: int, workspaces: Sequence[str], seats: int = 0, habits: Habits | None = None) -> None:
         self.diary = Diary()
@@ -32,7 +34,7 @@ class House:
         self._habits = habits or Habits()
         self._workspaces = workspaces
         self._names = 0
-        self._residents = [self._newcomer(Interest(MAXICORE, workspace)) for workspace in workspaces]
+        self._residents = [self._newcomer(Interest(MAXICORE, workspace), START) for workspace in workspaces]
         self._visitors = [self._newcomer(self._interest(seat)) for seat in range(seats)]
         self._lives: list[asyncio.Task[None]] = []
 
@@ -71,10 +73,10 @@ class House:
                 guest.settle(None)
                 self._visitors[seat] = self._newcomer(guest.interest)
 
-    def _newcomer(self, interest: Interest) -> Guest:
+    def _newcomer(self, interest: Interest, since: Position | None = None) -> Guest:
         self._names += 1
         credentials = token(interest.workspace, sub=f"user-{self._names}", ttl=24 * 3600)
-        return Guest(interest, credentials, port=self._port, diary=self.diary)
+        return Guest(interest, credentials, port=self._port, diary=self.diary, since=since)
 
     def _interest(self, seat: int) -> Interest:
         kinds = ((FREEAGENTICS, None), (MAXICORE, AGENTS[seat % len(AGENTS)]), (MAXICORE, None))
