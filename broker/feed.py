@@ -85,6 +85,11 @@ class Feed:
         return any(follower.is_connected for follower in self._followers.values())
 
     @property
+    def is_whole(self) -> bool:
+        """True while every server is heard, and every workspace has one."""
+        return bool(self._followers) and not self._is_amiss and not self.is_deaf
+
+    @property
     def is_deaf(self) -> bool:
         """True while a server is known to answer, and not to bring what is published there."""
         return any(follower.is_deaf for follower in self._followers.values())

@@ -128,9 +128,8 @@ class Healer:
         """What the log holds cannot be handed on: say so, and go on behind it."""
         heads = await self._log.heads(workspace.name, [line.agent for line in workspace.heard()])
         for line in workspace.heard():
-            if line.position != heads.get(line.agent, line.position):
-                agents = None if line.agent is None else frozenset((line.agent,))
-                self._taker.on_gap(Gap(workspace.name, agents, line.position or START))
+            if line.position != heads[line.agent]:
+                _tell_gap(self._taker, line, None, is_reset=False)
                 line.stand(heads[line.agent])
 
 

@@ -143,7 +143,11 @@ class Metrics(Collector):
         self.batch = Histogram("batch_events", "Events handed on together, of one read from Redis", _SIZE_BOUNDS)
         self.groups = Gauge("interest_groups", "Groups of connections that share their frames")
         self.channels = Gauge("channels", "Redis channels subscribed")
-        self.feed_up = Gauge("feed_up", "1 while the subscription to Redis stands and brings what is published, else 0")
+        self.feed_up = Gauge(
+            "feed_up",
+            "1 while the subscription to Redis (in a Cluster: to each master) stands and brings what is published, "
+            "else 0",
+        )
         self.reconnects = Counter("feed_reconnects", "Times that the subscription to Redis was lost and made again")
         self.feed_probes = Counter(
             "feed_probes",

@@ -355,7 +355,7 @@ class Node(Taker):
         metrics.connections.read = lambda: {dialect.name: self._open[dialect.name] for dialect in ALL}
         metrics.groups.read = lambda: {"": self.hub.groups}
         metrics.channels.read = lambda: {"": self.feed.channels}
-        metrics.feed_up.read = lambda: {"": float(self.feed.is_connected and not self.feed.is_deaf)}
+        metrics.feed_up.read = lambda: {"": float(self.feed.is_whole)}
         metrics.loop_lag.read = lambda: {"": max(self._lags)}
         metrics.draining.read = lambda: {"": float(self.is_draining)}
         metrics.leases.read = lambda: {"": self.leases.held}

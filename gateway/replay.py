@@ -39,7 +39,7 @@ _AHEAD_PAUSE = 0.1
 
 # At one server of Redis: those that wait for one that is away keep nobody from the others.
 MAX_WALKS = 16
-TAKERS_AT_ONCE = 64  # between two turns of the event loop
+TAKEN_AT_ONCE = 4096  # events, by all takers together, between two turns of the event loop
 MAX_LAST_BYTES = 128 * 1024  # what may be written together with taking one's place
 
 P = ParamSpec("P")
@@ -294,17 +294,17 @@ class Walk:
             while party or self._waiting:
                 if not party:
                     cursor = min((self._cursor(resume) for resume, _ in self._waiting), key=order)
-                joining = [entry for entry in self._waiting if not is_after(cursor, self._cursor(entry[0]))]
-                self._waiting = [entry for entry in self._waiting if entry not in joining]
-                party += joining
+                waiting, self._waiting = self._waiting, []
+                for entry in waiting:
+                    (self._waiting if is_after(cursor, self._cursor(entry[0])) else party).append(entry)
                 async with self._places:
                     page = await _patiently(self._log.page, self._workspace, cursor, limit)
                     purged = await _patiently(self._log.purged, self._workspace)
                 cursor, limit = page.end, page.limit
                 places = [order(event.id or START) for event in page.events]
-                staying = []
-                for number, (resume, future) in enumerate(party):
-                    if number % TAKERS_AT_ONCE == TAKERS_AT_ONCE - 1:
+                staying, at_once = [], max(1, TAKEN_AT_ONCE // max(1, len(places)))
+                for number, (resume, future) in enumerate(party, 1):
+                    if number % at_once == 0:
                         await asyncio.sleep(0)
                     if future.done():
                         continue

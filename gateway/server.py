@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import resource
 import signal
 import socket
@@ -17,6 +18,8 @@ from .heads import Http
 from .http import application
 from .node import Node
 from .wire import Wire
+
+logger = logging.getLogger("trunkline.node")
 
 BACKLOG = 4096
 # How uvicorn serves us, and the bare route beside which the bench holds the Agents API.
@@ -67,7 +70,10 @@ class Server(uvicorn.Server):
         while not (draining.done() or self.force_exit):  # a second Ctrl-C
             await asyncio.wait((draining,), timeout=0.1)
         draining.cancel()
-        if self.force_exit:
+        error = draining.exception() if draining.done() else None
+        if error is not None:
+            logger.error("a bug ended the drain: all are sent away at once", exc_info=error)
+        if self.force_exit or error is not None:
             self.node.send_all_away()
         await super().shutdown(sockets)
 

@@ -86,9 +86,11 @@ async def test_events_survive_the_death_of_a_master(cluster: Cluster, prefix: st
         async with publishing(broker, *NAMES) as steps:
             await until(lambda: steps[0] >= 200)
             await asyncio.to_thread(victim.kill)
+            await until(lambda: not feed.is_whole)
+            assert feed.is_connected
             before = steps[0]
             await until(lambda: steps[0] > before + 200, 30)
-            assert feed.is_connected
+            await until(lambda: feed.is_whole, 20)
         for name in NAMES:
             await until(lambda name=name: steps_of(taken, name)[-1:] == [steps[0] - 1], 20)
             seen = steps_of(taken, name)

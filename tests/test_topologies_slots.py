@@ -124,3 +124,10 @@ async def test_the_past_is_not_believed_unless_most_tell_of_it_and_who_is_silent
     with pytest.raises(Unavailable, match="nobody"):
         await ask()
     assert set(asked) == {a, b, c}
+    # One of two is not most.
+    peers = Peers([a, b])
+    epochs |= {a: 3, b: 2}
+    assert await ask() == [a]
+    del epochs[a]
+    with pytest.raises(Unavailable, match=r"nobody|epoch 2, and there was 3"):
+        await ask()

@@ -53,7 +53,7 @@ class Peers:
                 return answer
             problem = f"{host} answers as of epoch {epoch}, and there was {self._epoch}"
             older.append((epoch, answer))
-        if 2 * len(older) < len(self._hosts):
+        if 2 * len(older) <= len(self._hosts):
             raise Unavailable(problem)
         self._epoch, answer = max(older, key=lambda each: each[0])
         return answer
