@@ -62,7 +62,7 @@ class Resume:
         # Workspaces whose cursor is an entry of the log, so that it can be seen when its history goes on elsewhere.
         self.on_entry: set[str] = set()
         self.walked: set[str] = set()
-        # The last event of each workspace that was read from the log for this client.
+        # The last event of each workspace that was read from the log for this client, or that it came with.
         self.replayed: dict[str, Position] = {}
         self.outcome = "complete"
 
@@ -74,6 +74,10 @@ class Resume:
             has_fresh = at <= self.starts.get(event.workspace_id, floor)
             return matches(self.follow.before if has_fresh else self.follow.interest, event)
         return matches(self.follow.fresh, event) and not matches(self.follow.before, event)
+
+    def _came_with(self, event: Carried, at: tuple[int, int]) -> bool:
+        """True when the client had this event from another node, which was ahead of us."""
+        return at <= self.starts.get(event.workspace_id, (0, 0)) and matches(self.follow.interest, event)
 
     def take(self, workspace: str, page: Page, places: list[tuple[int, int]], purged: Position) -> None:
         """Write what a page holds for this client; `places` are its events' positions as numbers.
@@ -91,8 +95,11 @@ class Resume:
                 self.say_gap(workspace, cursor, page.events[start].id)
         owed = [page.events[i] for i in range(start, len(places)) if self.wants(page.events[i], places[i])]
         self.write(owed)
-        if owed and owed[-1].id is not None:
-            self.replayed[workspace] = Position(owed[-1].id)
+        given = owed or [
+            page.events[i] for i in range(start, len(places)) if self._came_with(page.events[i], places[i])
+        ]
+        if given and given[-1].id is not None:
+            self.replayed[workspace] = Position(given[-1].id)
         if is_after(page.end, cursor):
             self.cursors[workspace] = page.end
             self.on_entry.add(workspace)

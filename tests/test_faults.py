@@ -21,6 +21,7 @@ from .faults.model import (
     Receipt,
     Stood,
     Told,
+    bounded,
     loss,
     may_be_lost,
     of_client,
@@ -222,6 +223,32 @@ def test_what_was_told_and_is_not_in_the_log_is_lost_unless_redis_may_have_lost_
     assert kinds_of_log(FACTS[1:], without_position) == ["lost"]
 
 
+def test_of_a_log_whose_old_events_are_there_only_the_newest_may_be_lost() -> None:
+    """Of a fault that may have taken everything, as it strikes who keeps nothing on a disk."""
+    old = [fact(number, position=f"{100_000 + number}-0") for number in range(3)]  # 40 s before
+    new = [fact(number, position=f"{138_000 + number}-0") for number in range(3, 6)]
+    receipts = [Receipt(one.key, one.position) for one in (*old, *new)]
+    losses = [loss("140000-0", "141000-0", math.inf)]
+    assert kinds_of_log([*old, *new], receipts, losses=losses) == []
+    assert kinds_of_log([old[0], old[2], *new], receipts, losses=losses) == ["lost"]
+    assert kinds_of_log(old, receipts, losses=losses) == [], "a failover took the newest"
+    assert kinds_of_log([], receipts, losses=losses) == [], "or all"
+    unseen = old[1].position
+    assert may_be_lost(unseen, bounded(losses, {one.position for one in new}))
+    assert not may_be_lost(unseen, bounded(losses, {old[0].position}))
+
+
+def test_a_failover_takes_nothing_that_every_replica_had() -> None:
+    sure = [fact(number, producer="sure-2-0") for number in range(10)]
+    receipts = [Receipt(one.key, one.position) for one in sure]
+    attempted = frozenset(one.key for one in sure)
+    failover, kill = LOSSES[0]._replace(spares_copies=True), LOSSES[0]
+    for losses, found in ([failover], ["lost"]), ([failover, kill], []):
+        judged = of_log(truth(sure[:3] + sure[4:], receipts), receipts, attempted, losses)
+        assert [violation.kind for violation in judged] == found
+    assert kinds_of_log(FACTS[:3] + FACTS[4:], losses=[failover]) == [], "replicas need not have had it"
+
+
 def test_what_stands_twice_in_the_log_or_out_of_its_producers_order_or_was_never_published_is_found() -> None:
     assert kinds_of_log([*FACTS, fact(9, position="2000-0")]) == ["doubled"]
     swapped = [*FACTS[:8], fact(9, position="1008-0"), fact(8, position="1009-0")]
@@ -247,6 +274,9 @@ def test_what_a_fault_may_take_back_depends_on_who_keeps_it() -> None:
     assert [each.reach("kill node") for each in kept.values()] == [0, 0, 0]
     several = [one._replace(topology=name, persistence="always") for name in ("sentinel", "cluster")]
     assert [each.reach("failover") for each in several] == [plan.ASYNCHRONOUS_SECONDS, 0]
+    kinds = ("failover", "stop redis", "kill redis", "lossy failover")
+    spared = [[one._replace(persistence=name).spares_copies(kind) for kind in kinds] for name in ("none", "always")]
+    assert spared == [[True, True, False, False], [True] * 4]
     struck = loss("10000-0", "12000-0", 5.0)
     assert [may_be_lost(position, [struck]) for position in ("5000-0", "5000-1", "12000-0", "12000-1")] == [
         False, True, True, False,
@@ -268,11 +298,15 @@ def test_an_event_is_known_again_by_its_key() -> None:
 # -- the real thing
 
 
-@pytest.mark.parametrize(("seed", "topology"), [(28, "single"), (18, "sentinel"), (24, "cluster")])
-def test_a_short_run_finds_nothing(seed: int, topology: plan.Topology, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "topology", "kind"),
+    [(28, "single", "kill redis"), (18, "sentinel", "failover"), (24, "cluster", "move slot")],
+)
+def test_a_short_run_finds_nothing(seed: int, topology: plan.Topology, kind: str, tmp_path: Path) -> None:
     if haproxy() is None:
         (pytest.fail if IN_CI else pytest.skip)("no haproxy found")
     outcome = asyncio.run(run(plan.make(seed, 6, topology), tmp_path))
     print(table.of([outcome]))
     assert outcome.violations == [], "\n".join(outcome.story.lines[-60:])
     assert outcome.deliveries > 100
+    assert outcome.faults[kind], "\n".join(outcome.story.lines)

@@ -37,7 +37,7 @@ async def test_who_resumes_between_two_masters_gets_nothing_twice(prefix: str, s
             Broker.connect(old.url, prefix=prefix) as before,
         ):
             node = await asyncio.to_thread(start_node, redis_url=middle.url)
-            async with maxicore(node) as resident, maxicore(node) as client:
+            async with maxicore(node) as resident, maxicore(node) as client, maxicore(node) as ahead:
                 await resident.subscribe()
                 await resident.synchronise()
                 first = await before.publish(progress(0))
@@ -50,16 +50,19 @@ async def test_who_resumes_between_two_masters_gets_nothing_twice(prefix: str, s
                 middle.target = new.port
                 await demoted.client_kill_filter(_type="normal", skipme=True)
                 async with Broker.connect(new.url, prefix=prefix) as after:
-                    await after.publish(progress(1))
+                    second = await after.publish(progress(1))
                     await client.subscribe(since=first)
                     assert await steps_to(client, 1) == [1]
-                    # It is not live yet: it waits for the feed to know of what it was given.
+                    # Another node, which was sooner to notice, has given it to this one already.
+                    await ahead.subscribe(since=second)
+                    # They are not live yet: they wait for the feed to know of what they were given.
                     reads = await reads_of_log(promoted)
                     await until(lambda: has_read_more(promoted, reads + 5))
                     await demoted.client_kill_filter(_type="pubsub")
                     assert await steps_to(resident, 1) == [1]
                     await after.publish(progress(2))
                     assert await steps_to(client, 2) == [2]
+                    assert await steps_to(ahead, 2) == [2]
                     assert await steps_to(resident, 2) == [2]
 
 

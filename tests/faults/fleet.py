@@ -66,7 +66,8 @@ class Fleet:
             lives.callback(self.crew.dismiss)
             self.crew.complete()
             where = Where(self.redises.producers_url, self.journal, self.producers_log, self.plan.seed)
-            self.publishers = [Publisher(number, where, insists=number != 1) for number in range(3)]
+            self.publishers = [Publisher(number, where, insists=number != 1) for number in range(2)]
+            self.publishers.append(Publisher(2, where, insists=True, min_replicas=self.redises.replicas))
             for publisher in self.publishers:
                 lives.callback(publisher.abandon)
             self.command_line = CommandLine(WORKSPACES[0], where, self._chance)
@@ -89,13 +90,15 @@ class Fleet:
         return [Node("", "", port=port) for port in (self.port, self.link.port)]
 
     def _start_haproxy(self, lives: AsyncExitStack) -> int:
-        """From the file in deploy/, with a line for each node."""
+        """From the file in deploy/, with two lines more for each further node, as it says itself."""
         port = free_port()
         nodes = {f"NODE_{number}": f"127.0.0.1:{member.node.port}" for number, member in enumerate(self.members, 1)}
         text = HAPROXY.read_text()
         for name in nodes:
             if f'"${{{name}}}"' not in text:
-                text += f'    server {name.lower().replace("_", "-")} "${{{name}}}"\n'
+                server = name.lower().replace("_", "-")
+                text += f'    server {server} "${{{name}}}"\n'
+                text += f'    server {server}-unready "${{{name}}}" backup no-check\n'
         path = self.directory / "haproxy.cfg"
         path.write_text(text)
         program = haproxy()

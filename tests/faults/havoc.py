@@ -25,11 +25,12 @@ FLOOD_EVENTS, FLOOD_BYTES = 60, 100_000
 
 
 class Havoc:
-    """What breaks. `done` counts the faults by kind, `losses` are those for which Redis may lose something."""
+    """What breaks. `done` counts the faults by kind, `undone` those for which something was missing, `losses` are those
+    for which Redis may lose something."""
 
     def __init__(self, fleet: Fleet, readers: Sequence[Watcher]) -> None:
         self._fleet, self._readers = fleet, readers
-        self.done = Counter[str]()
+        self.done, self.undone = Counter[str](), Counter[str]()
         self.losses: list[Loss] = []
         self._deeds: dict[str, Callable[[Fault], Awaitable[str]]] = {
             "kill node": self._kill_node,
@@ -70,15 +71,17 @@ class Havoc:
             AssertionError,
             LookupError,
         ) as error:  # what it needs is not there
+            self.undone[fault.kind] += 1
             words = f"could not be done: {type(error).__name__}: {error}"
         else:
             is_done = True
             self.done[fault.kind] += 1
         story.say("FAULT over", f"{fault.kind}: {words}")
-        struck, reach = story.struck.get(fault), self._fleet.plan.reach(fault.kind)
+        plan, struck = self._fleet.plan, story.struck.get(fault)
+        reach, spares_copies = plan.reach(fault.kind), plan.spares_copies(fault.kind)
         if struck is not None and reach:
             # One that went wrong may have left a failover behind that is still to come.
-            self.losses.append(loss(struck, now() if is_done else NEVER, reach))
+            self.losses.append(loss(struck, now() if is_done else NEVER, reach, spares_copies=spares_copies))
 
     # -- nodes
 

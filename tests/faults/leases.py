@@ -15,13 +15,15 @@ DIALECTS = ("maxicore", "freeagentics")  # where users are counted
 class Held(NamedTuple):
     """What is held now."""
 
-    renewed: int  # leases of connections that somebody has renewed though all had gone
-    dead: int  # leases that wait for their end, as their node was killed
+    renewed: int  # leases of connections that were taken or renewed when all was well, and should be given back
+    dead: int  # leases that wait for their end: their node was killed, or a fault kept Redis from hearing of it
     present: int  # agents
 
 
-async def held(broker: Broker, users: Iterable[str], killed_ms: float) -> Held:
-    """`killed_ms`, by Redis' clock: when a node was killed last. What it held ends a lease's length later."""
+async def held(broker: Broker, users: Iterable[str], well_ms: float) -> Held:
+    """`well_ms`, by Redis' clock: when all faults were over. What they left behind ends a lease's length later at the
+    latest: the leases of nodes that were killed or found no Redis when they left, those that a failover brought back,
+    and those of calls that stood in a link or a Redis that stood still, and were carried out behind the release."""
     holders = [f"agnt5:endpoint:{ENDPOINT}"]
     for dialect in DIALECTS:
         holders += [f"{dialect}:address:127.0.0.1", *(f"{dialect}:user:{user}" for user in users)]
@@ -31,7 +33,7 @@ async def held(broker: Broker, users: Iterable[str], killed_ms: float) -> Held:
         ends += [end for _, end in leases]
     now = await redis_ms(broker)
     alive = [end for end in ends if end > now]
-    renewed = sum(end > killed_ms + LEASE_MS for end in alive)
+    renewed = sum(end > well_ms + LEASE_MS for end in alive)
     present = 0
     for workspace in WORKSPACES:
         present += await broker.redis.zcount(broker.keys.presence(workspace), now, "+inf")

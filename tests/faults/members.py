@@ -58,6 +58,7 @@ class Member:
         self._counts = Counter[str]()  # of the present one
         self.memory: list[int] = []  # bytes, of the present life
         self.faults: list[str] = []
+        self.lives = self.weighed = 0  # all; those that lasted for their memory to be judged
         self.is_meant_to_run = True
         self._was_ready = False  # in the present life
         self._warm_at = 0.0
@@ -69,6 +70,7 @@ class Member:
         self._judge_memory()
         self.memory.clear()
         self.is_meant_to_run, self._was_ready = True, False
+        self.lives += 1
         await asyncio.to_thread(self.node.launch)
 
     async def end(self, number: int) -> None:
@@ -152,7 +154,10 @@ class Member:
 
     def _judge_memory(self) -> None:
         """Of the present life."""
-        if len(self.memory) > 2 and self.memory[-1] > self.memory[0] + MORE_BYTES:
+        if len(self.memory) <= 2:
+            return
+        self.weighed += 1
+        if self.memory[-1] > self.memory[0] + MORE_BYTES:
             self.faults.append(f"memory: {self.name} grew from {self.memory[0]} to {self.memory[-1]} bytes")
 
 

@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 from broker.positions import is_after, order
 
-from .words import Key, event, read_key
+from .plan import ASYNCHRONOUS_SECONDS
+from .words import SURE, Key, event, read_key
 
 BEGINNING, NEVER = "0-0", f"{2**64}-0"
 # How a connection is closed whose client keeps no positions that a gap could be told of.
@@ -116,11 +117,12 @@ class Diary(NamedTuple):
 
 class Loss(NamedTuple):
     """A fault that struck at `struck`, for which Redis may have taken back what it acknowledged behind `begin` and up
-    to `end`."""
+    to `end`; not what every replica had (`SURE`), if it `spares_copies`."""
 
     begin: str
     struck: str
     end: str
+    spares_copies: bool = False
 
 
 class Violation(NamedTuple):
@@ -136,15 +138,27 @@ class Violation(NamedTuple):
         return f"{self.kind}: {self.who} in {self.workspace} at {self.position}: {self.words}"
 
 
-def loss(struck: str, end: str, reach: float) -> Loss:
+def loss(struck: str, end: str, reach: float, *, spares_copies: bool = False) -> Loss:
     """Of a fault that reaches back so many seconds."""
     milliseconds, _ = order(struck)
-    return Loss(f"{max(0, milliseconds - 1000 * reach):.0f}-0", struck, end)
+    return Loss(f"{max(0, milliseconds - 1000 * reach):.0f}-0", struck, end, spares_copies)
 
 
 def may_be_lost(position: str, losses: Iterable[Loss]) -> bool:
     """True when Redis may have taken this back."""
     return any(is_after(position, loss.begin) and not is_after(position, loss.end) for loss in losses)
+
+
+def bounded(losses: Iterable[Loss], kept: Iterable[str]) -> list[Loss]:
+    """The losses of a log that holds `kept`. One that may have taken all of it has not, where something older is there:
+    then it was a failover, and took the newest alone."""
+    oldest = min(kept, key=order, default=NEVER)
+    found = []
+    for one in losses:
+        begin = loss(one.struck, one.end, ASYNCHRONOUS_SECONDS).begin
+        is_failover = one.begin == BEGINNING and not is_after(oldest, begin)
+        found.append(one._replace(begin=begin) if is_failover else one)
+    return found
 
 
 def truth(logged: Iterable[Fact], receipts: Iterable[Receipt]) -> dict[str, list[Fact]]:
@@ -180,9 +194,14 @@ def of_log(
             yield Violation("invented", "the log", fact.workspace, fact.position, f"nobody published {fact.key}")
         elif own is not None and own.workspace != fact.workspace:
             yield Violation("foreign", "the log", fact.workspace, fact.position, f"{fact.key} is another's")
+    losses_of = {name: bounded(losses, _kept(facts[name])) for name in facts}
     for receipt in receipts:
+        own = read_key(receipt.key)
+        lost = losses_of.get(own.workspace, losses) if own is not None else losses
+        if own is not None and own.producer.startswith(SURE):
+            lost = [one for one in lost if not one.spares_copies]
         # Of who was told no position it is not known when Redis had it.
-        if may_be_lost(receipt.position, losses) if receipt.position is not None else losses:
+        if may_be_lost(receipt.position, lost) if receipt.position is not None else lost:
             continue
         if receipt.key not in at:
             yield _of_key("lost", receipt.key, receipt.position or NEVER, "was told, and is not in the log")
@@ -197,6 +216,10 @@ def of_log(
             if following < number:
                 words = f"{producer} published {following} before {number}"
                 yield Violation("reordered", "the log", workspace, position, words)
+
+
+def _kept(facts: Iterable[Fact]) -> set[str]:
+    return {fact.position for fact in facts if fact.is_kept}
 
 
 def _of_key(kind: str, key: str, position: str, words: str) -> Violation:
@@ -226,8 +249,9 @@ def of_client(
             entry for entry in diary.entries if isinstance(entry, Opened | Closed) or entry.workspace == workspace
         ]
         yield from _order(diary, workspace, entries)
-        yield from _existence(diary, entries, facts.get(workspace, []), attempted, losses)
-        yield from _completeness(diary, workspace, entries, facts.get(workspace, []))
+        of_workspace = facts.get(workspace, [])
+        yield from _existence(diary, entries, of_workspace, attempted, bounded(losses, _kept(of_workspace)))
+        yield from _completeness(diary, workspace, entries, of_workspace)
 
 
 def _has_begun(losses: Iterable[Loss], now: str) -> bool:
@@ -237,7 +261,7 @@ def _has_begun(losses: Iterable[Loss], now: str) -> bool:
 
 def _is_justified(since: str, facts: Sequence[Fact]) -> bool:
     """A gap behind `since` is no false alarm."""
-    kept = {fact.position for fact in facts if fact.is_kept}
+    kept = _kept(facts)
     if since not in kept and since != BEGINNING:
         return True
     return any(is_after(fact.position, since) for fact in facts if not fact.is_kept)
@@ -288,7 +312,7 @@ def _existence(
 
 def _completeness(diary: Diary, workspace: str, entries: Sequence[Entry], facts: Sequence[Fact]) -> Iterator[Violation]:
     """All that was owed was seen."""
-    kept = {fact.position for fact in facts if fact.is_kept} | {BEGINNING}
+    kept = _kept(facts) | {BEGINNING}
     stretches = [*(_kept_stretches(entries, kept) if diary.keeps_positions else _plain_stretches(entries))]
     seen = {entry.position for entry in entries if isinstance(entry, Told)}
     for fact in facts:

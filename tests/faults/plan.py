@@ -94,6 +94,17 @@ class Plan(NamedTuple):
             return 0.0
         return math.inf if self.persistence == "none" and kind in _RESTARTS else ASYNCHRONOUS_SECONDS
 
+    def spares_copies(self, kind: str) -> bool:
+        """True when a fault of this kind loses nothing that every replica had, as whoever is promoted has it. A master
+        that was killed may be there again before that, with what is on its own disk."""
+        return kind not in _RESTARTS or self.persistence == "always"
+
+    @property
+    def redis_behind(self) -> float:
+        """By how many seconds Redis' clock is behind, in the end, what it has been at most."""
+        jumps = [0.0, *(fault.seconds for fault in self.faults if fault.kind == _REDIS_CLOCK.name)]
+        return max(jumps) - jumps[-1]
+
     @property
     def _losing(self) -> set[str]:
         """The kinds of fault that lose."""

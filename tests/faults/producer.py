@@ -1,7 +1,8 @@
 """A producer of a fault run: it publishes steadily and writes down what it was told.
 
 `python -m tests.faults.producer` runs it until SIGTERM. From the environment: REDIS_URL, PREFIX, JOURNAL, NAME, SEED
-and INSISTS. Who insists publishes an equal event again until it is told; others leave it in doubt and go on.
+INSISTS and MIN_REPLICAS, which so many must have before it counts as told. Who insists publishes an equal event again
+until it is told; others leave it in doubt and go on.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import random
 import signal
 from pathlib import Path
 
-from broker import Broker, Unavailable, address
+from broker import Broker, Unavailable, Unreplicated, address
 
 from .journal import Journal
 from .words import WORKSPACES, Key, event
@@ -20,7 +21,9 @@ PATIENCE_SECONDS = 1.5
 LOG_EVENTS = 200_000
 
 
-async def produce(broker: Broker, journal: Journal, name: str, chance: random.Random, *, insists: bool) -> None:
+async def produce(
+    broker: Broker, journal: Journal, name: str, chance: random.Random, *, insists: bool, min_replicas: int
+) -> None:
     """Publish until cancelled between two publishes."""
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
@@ -33,8 +36,8 @@ async def produce(broker: Broker, journal: Journal, name: str, chance: random.Ra
         is_told = False
         while not is_told:
             try:
-                positions = await broker.publish_many([event(key) for key in keys])
-            except Unavailable:
+                positions = await broker.publish_many([event(key) for key in keys], min_replicas=min_replicas)
+            except (Unavailable, Unreplicated):
                 if not insists or over.is_set():
                     break
             else:
@@ -55,7 +58,9 @@ async def main() -> None:
     try:
         name = words["NAME"]
         chance = random.Random(f"{words['SEED']} {name}")
-        await produce(broker, Journal(Path(words["JOURNAL"])), name, chance, insists=words["INSISTS"] == "yes")
+        insists, min_replicas = words["INSISTS"] == "yes", int(words["MIN_REPLICAS"])
+        journal = Journal(Path(words["JOURNAL"]))
+        await produce(broker, journal, name, chance, insists=insists, min_replicas=min_replicas)
     finally:
         await broker.close()
 

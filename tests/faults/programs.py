@@ -18,12 +18,16 @@ def haproxy() -> str | None:
     return shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
-def redis_server(*, is_old: bool = False) -> str:
-    """The path of one; 6.2 where it `is_old` and installed, else the newest."""
+def redis_version(*, is_old: bool = False) -> tuple[int, int]:
+    """Of the one that `redis_server` gives: 6.2 where it `is_old` and installed, else the newest."""
     found = _versions()
     assert found, "no redis-server found"
-    old = [path for version, path in found.items() if version == OLD]
-    return old[0] if is_old and old else found[max(found)]
+    return OLD if is_old and OLD in found else max(found)
+
+
+def redis_server(*, is_old: bool = False) -> str:
+    """The path of one."""
+    return _versions()[redis_version(is_old=is_old)]
 
 
 @functools.cache

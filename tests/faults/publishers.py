@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .journal import Journal
 from .members import PREFIX
 from .producer import LOG_EVENTS
-from .words import Key, event
+from .words import SURE, Key, event
 
 
 class Where(NamedTuple):
@@ -26,20 +26,23 @@ class Where(NamedTuple):
 
 
 class Publisher:
-    """A producer's SDK in a process of its own, started anew under another name when it was killed."""
+    """A producer's SDK in a process of its own, started anew under another name when it was killed.
 
-    def __init__(self, number: int, where: Where, *, insists: bool) -> None:
-        self._number, self._where, self._insists = number, where, insists
+    Its name says whether it waits for replicas (`SURE`).
+    """
+
+    def __init__(self, number: int, where: Where, *, insists: bool, min_replicas: int = 0) -> None:
+        self._number, self._where, self._insists, self._min_replicas = number, where, insists, min_replicas
         self._life = 0
         self._process: subprocess.Popen[bytes] | None = None
         self.faults: list[str] = []
 
     def start(self) -> None:
-        name = f"sdk-{self._number}-{self._life}"
+        name = f"{SURE if self._min_replicas else 'sdk'}-{self._number}-{self._life}"
         self._life += 1
         words = {"REDIS_URL": self._where.redis_url, "PREFIX": PREFIX, "NAME": name}
         words |= {"JOURNAL": str(self._where.journal), "SEED": str(self._where.seed)}
-        words["INSISTS"] = "yes" if self._insists else "no"
+        words |= {"INSISTS": "yes" if self._insists else "no", "MIN_REPLICAS": str(self._min_replicas)}
         command = [sys.executable, "-m", "tests.faults.producer"]
         with self._where.log.open("ab") as log:
             self._process = subprocess.Popen(command, env=os.environ | words, stdout=log, stderr=log)

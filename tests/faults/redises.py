@@ -17,7 +17,7 @@ from broker.local import LocalRedis
 from ..proxy import Proxy, proxy
 from .clocks import Clock
 from .plan import Fault, Plan
-from .programs import redis_server
+from .programs import redis_server, redis_version
 from .story import Story
 
 OUR_NAME = "trunkline-tests"  # connections that no fault cuts
@@ -93,6 +93,8 @@ class Redises:
     `urls` are where the nodes find it, each over a link of its own; `producers_url` is over another, `url` over none.
     """
 
+    replicas = 0  # of each master
+
     def __init__(self, plan: Plan, directory: Path, library: Path | None, story: Story) -> None:
         self.plan, self.directory, self.story, self._library = plan, directory, story, library
         self.servers: list[Server] = []
@@ -113,6 +115,7 @@ class Redises:
 
     async def start(self) -> None:
         clock = Clock(self._library, self.directory / "redis.clock")
+        self.story.say("redis", f"version {self.version}")
         redis = Clocked(redis_server(is_old=self.plan.is_old), clock, **self.persistence)
         server = Server(redis, "redis", clock)
         self.servers.append(server)
@@ -139,6 +142,11 @@ class Redises:
             async with self.servers[0].admin() as redis:
                 return bool(await redis.ping())
         return False
+
+    @property
+    def version(self) -> str:
+        """Of its servers, which need not be the one that was planned."""
+        return "{}.{}".format(*redis_version(is_old=self.plan.is_old))
 
     @property
     def persistence(self) -> dict[str, Any]:

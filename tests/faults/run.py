@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from broker.positions import START
-
 from ..agnt5_chaos_worker import ENDPOINT
 from ..agnt5_chaos_worker import WORKSPACE as RUNS_WORKSPACE
 from ..support import until
@@ -27,7 +25,7 @@ from .leases import held, kept, newest, redis_ms
 from .model import Fact, Loss
 from .plan import Plan
 from .story import Story
-from .verdict import Outcome, has_lost_runs, judge, judge_logs, judge_runs, keep_diaries, outcome
+from .verdict import Outcome, has_lost_runs, judge, judge_logs, judge_runs, keep_diaries, logged, outcome
 from .watchers import Watcher
 from .words import AGENTS, WORKSPACES, last, subject
 
@@ -54,11 +52,12 @@ async def run(plan: Plan, directory: Path) -> Outcome:
                     await until(lambda: all(one.is_open for one in crowd.watchers), COME_SECONDS, "all to have come")
                     havoc = await _break(fleet, crowd, story)
                     violations += await _put_right(fleet, crowd)
+                    well_ms = await redis_ms(fleet.broker) + 1000 * plan.redis_behind
                 # Within the 15 s after which the agents that have left are told to be offline.
                 facts, more = await _end(fleet, crowd, story)
                 violations += more
             violations += await _ended(runs, fleet, crowd, havoc.losses)
-        violations += await _left(fleet, crowd)
+        violations += await _left(fleet, crowd, well_ms)
         story.say("run", "everybody has left")
         attempted, receipts = fleet.receipts()
         violations += map(str, judge(facts, attempted, receipts, crowd, havoc.losses))
@@ -147,7 +146,7 @@ async def _end(fleet: Fleet, crowd: Crowd, story: Story) -> tuple[list[Fact], li
             events = last(workspace, agent, number)
             journal.try_(subject(event.data) for event in events)
             await fleet.broker.publish_many(events)
-    facts = [fact for workspace in WORKSPACES for fact in await _logged(fleet, workspace)]
+    facts = [fact for workspace in WORKSPACES for fact in await _facts(fleet, workspace)]
     owed: dict[str, dict[str, str]] = defaultdict(dict)
     for fact in facts:
         for watcher in crowd.watchers:
@@ -182,17 +181,12 @@ async def _end(fleet: Fleet, crowd: Crowd, story: Story) -> tuple[list[Fact], li
     return facts, problems
 
 
-async def _logged(fleet: Fleet, workspace: str) -> list[Fact]:
-    """All that a workspace's log holds."""
-    facts: list[Fact] = []
-    end, is_last = START, False
-    while not is_last:
-        page, end, is_last, _ = await fleet.broker.log.page(workspace, end, 1000)
-        for event in page:
-            fields = event.event()
-            key = subject(fields.data)
-            facts.append(Fact(workspace, str(event.id), event.type, event.agent_id or "", key))
-    return facts
+async def _facts(fleet: Fleet, workspace: str) -> list[Fact]:
+    """All that a workspace's log holds, as the model knows it."""
+    return [
+        Fact(workspace, str(event.id), event.type, event.agent_id or "", subject(event.event().data))
+        for event in await logged(fleet, workspace)
+    ]
 
 
 async def _ended(runs: "asyncio.Future[Any]", fleet: Fleet, crowd: Crowd, losses: Sequence[Loss]) -> list[str]:
@@ -210,16 +204,16 @@ async def _ended(runs: "asyncio.Future[Any]", fleet: Fleet, crowd: Crowd, losses
     return [f"runs: not all had ended {RUNS_SECONDS:g} s later, for {left} clients"]
 
 
-async def _left(fleet: Fleet, crowd: Crowd) -> list[str]:
+async def _left(fleet: Fleet, crowd: Crowd, well_ms: float) -> list[str]:
     """Everybody has gone: places are given back, and nobody keeps an agent present."""
-    broker, killed_ms = fleet.broker, await redis_ms(fleet.broker)
+    broker = fleet.broker
     seconds = PATIENT_SECONDS if fleet.plan.is_patient else LEAVE_SECONDS
     state: Any = None
 
     async def is_empty() -> bool:
         nonlocal state
         counts = [await asyncio.to_thread(member.node.metric, "trunkline_leases") for member in fleet.members]
-        state = (counts, await held(broker, [one.name for one in crowd.named], killed_ms))
+        state = (counts, await held(broker, [one.name for one in crowd.named], well_ms))
         left = state[1]
         return not any(counts) and not left.renewed and (not fleet.plan.is_patient or not (left.dead or left.present))
 

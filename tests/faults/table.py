@@ -19,9 +19,16 @@ def of(outcomes: Sequence[Outcome]) -> str:
     cells = [list(_COLUMNS), *rows, ["all", f"{len(rows)} runs", *map(str, numbers)]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    faults = sum((outcome.faults for outcome in outcomes), Counter[str]())
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
-    return "\n".join([*lines, "", f"{faults.total()} faults: {told}"])
+    done = sum((outcome.faults for outcome in outcomes), Counter[str]())
+    undone = sum((outcome.undone for outcome in outcomes), Counter[str]())
+    lines += ["", f"{done.total()} faults: {_told(done)}", f"{undone.total()} not done: {_told(undone) or '-'}"]
+    lines.append(f"{sum(outcome.sure for outcome in outcomes)} events told when every replica had them")
+    weighed, lives = sum(outcome.weighed for outcome in outcomes), sum(outcome.lives for outcome in outcomes)
+    return "\n".join([*lines, f"memory judged of {weighed} lives of nodes, of {lives}"])
+
+
+def _told(faults: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
 
 
 def row_of(outcome: Outcome) -> str:
@@ -31,7 +38,7 @@ def row_of(outcome: Outcome) -> str:
 
 def _row(outcome: Outcome) -> list[str]:
     plan = outcome.plan
-    name = plan.topology if plan.topology != "single" else f"{'6.2' if plan.is_old else '7'} {plan.persistence}"
+    name = plan.topology if plan.topology != "single" else f"{outcome.redis} {plan.persistence}"
     kinds = Counter(violation.partition(":")[0] for violation in outcome.violations)
     found = [sum(kinds[kind] for kind in _LOST), kinds["doubled"], kinds["reordered"]]
     numbers = [

@@ -173,6 +173,7 @@ class Sentinel(Several):
     """
 
     more_options: Mapping[str, int] = {"min_replicas_to_write": 1, "min_replicas_max_lag": 1}
+    replicas = 2
 
     def __init__(self, plan: Plan, directory: Path, library: Path | None, story: Story) -> None:
         super().__init__(plan, directory, library, story)
@@ -259,6 +260,8 @@ class Sentinel(Several):
 
 class Cluster(Several):
     """Three masters with a replica each. All is reached over a link before each server, which it announces itself."""
+
+    replicas = 1
 
     def __init__(self, plan: Plan, directory: Path, library: Path | None, story: Story) -> None:
         super().__init__(plan, directory, library, story)

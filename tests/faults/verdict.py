@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from broker import Event
+from broker.events import Carried
 from broker.positions import START
 
 from ..agnt5 import ENDS
@@ -15,10 +16,11 @@ from ..agnt5_chaos_worker import WORKSPACE as RUNS_WORKSPACE
 from .crowd import Crowd
 from .fleet import Fleet
 from .havoc import Havoc
-from .model import Fact, Loss, Receipt, Told, Violation, may_be_lost, of_client, of_log, truth
+from .model import Fact, Loss, Receipt, Told, Violation, bounded, may_be_lost, of_client, of_log, truth
 from .plan import Plan
 from .story import Story
 from .watchers import BALANCERS_OWN
+from .words import SURE, read_key
 
 
 class Outcome(NamedTuple):
@@ -29,24 +31,36 @@ class Outcome(NamedTuple):
     deliveries: int
     runs: int
     faults: Counter[str]
+    undone: Counter[str]
     reconnects: int
     healed: int
     said: int
     redis_lost: int
+    sure: int  # events that every replica had when their producers were told
+    lives: int  # of nodes
+    weighed: int  # those of them that lasted for their memory to be judged
+    redis: str  # its version
     violations: list[str]
     seconds: float
     story: Story
 
 
+async def logged(fleet: Fleet, workspace: str) -> list[Carried]:
+    """All that a workspace's log holds."""
+    events: list[Carried] = []
+    end, is_last = START, False
+    while not is_last:
+        page, end, is_last, _ = await fleet.broker.log.page(workspace, end, 1000)
+        events += page
+    return events
+
+
 async def _said_of_runs(fleet: Fleet) -> dict[str, list[Event]]:
     """All that the log holds of runs, by execution."""
     said: dict[str, list[Event]] = defaultdict(list)
-    end, is_last = START, False
-    while not is_last:
-        page, end, is_last, _ = await fleet.broker.log.page(RUNS_WORKSPACE, end, 1000)
-        for carried in page:
-            event = carried.event()
-            said[event.data["execution_id"]].append(event)
+    for carried in await logged(fleet, RUNS_WORKSPACE):
+        event = carried.event()
+        said[event.data["execution_id"]].append(event)
     return said
 
 
@@ -58,6 +72,7 @@ async def has_lost_runs(fleet: Fleet, crowd: Crowd, losses: Sequence[Loss]) -> b
         return True
     kept = {str(event.id) for events in (await _said_of_runs(fleet)).values() for event in events}
     told = {event for runner in crowd.runners for story in runner.stories.values() for event in story.events}
+    losses = bounded(losses, kept)
     return any(may_be_lost(event, losses) for event in told - kept)
 
 
@@ -131,10 +146,15 @@ def outcome(  # noqa: PLR0917 (called in one place)
         deliveries=sum(isinstance(entry, Told) for one in crowd.watchers for entry in one.entries),
         runs=sum(len(runner.stories) for runner in crowd.runners),
         faults=havoc.done,
+        undone=havoc.undone,
         reconnects=told["connected"] - len(crowd.watchers),
         healed=figures["healed"],
         said=told["gap"],
         redis_lost=sum(not fact.is_kept for name in exists for fact in exists[name]),
+        sure=sum((key := read_key(receipt.key)) is not None and key.producer.startswith(SURE) for receipt in receipts),
+        lives=sum(member.lives for member in fleet.members),
+        weighed=sum(member.weighed for member in fleet.members),
+        redis=fleet.redises.version,
         violations=violations,
         seconds=fleet.story.seconds,
         story=fleet.story,
@@ -144,4 +164,4 @@ def outcome(  # noqa: PLR0917 (called in one place)
 def unfinished(plan: Plan, story: Story, error: Exception) -> Outcome:
     """What came of a seed that could not be played to its end."""
     violations = [f"unfinished: {type(error).__name__}: {error}"]
-    return Outcome(plan, 0, 0, 0, Counter(), 0, 0, 0, 0, violations, 0.0, story)
+    return Outcome(plan, 0, 0, 0, Counter(), Counter(), 0, 0, 0, 0, 0, 0, 0, "?", violations, 0.0, story)

@@ -7,6 +7,7 @@ from broker import Event
 WORKSPACES = ("ws-1", "ws-2", "ws-3", "ws-4")
 AGENTS = ("agent-0", "agent-1", "agent-2")
 FLOOD = "agent-flood"
+SURE = "sure"  # how producers are named that wait until every replica has what they publish
 END = "end"  # who publishes the last event of each agent, when all faults are over
 
 MAXICORE = ("task.started", "task.progress", "task.completed")
