@@ -59,7 +59,7 @@ TABLE = (
         "every event of the workspace"),
     Row("events:{workspace}:<agent>", "channel", "", "publish.lua, register.lua, PUBLISH by anyone",
         "the events of one agent; the empty name: those without an agent"),
-    Row("events:{probe:<feed>}", "channel", "", "the feed",
+    Row("events:{probe:<feed>:<number>}", "channel", "", "the feed",
         "what a node publishes to itself: it finds out whether its subscription still brings what is published"),
     Row("connections:{limits}:<holder>", "sorted set", "45 s after the last renewal", "admit.lua, renew.lua",
         "the leases of a user's, an address' or an endpoint's connections, by the time (ms) at which they end"),

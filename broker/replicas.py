@@ -93,6 +93,7 @@ class Replicas:
                 if self._is_stale:
                     await self._route.look()
                     self._is_stale = False
+                    self._forget()
         host = self._route.server(workspace)
         if host is None:
             raise Unavailable(f"no server has the workspace, of {self._address}")
@@ -100,6 +101,13 @@ class Replicas:
         if rounds is None:
             rounds = self._rounds[host, number] = Rounds(self._route.servers[host], self._keys, self._name, number)
         return rounds
+
+    def _forget(self) -> None:
+        """Let go of servers that take no writes any more; of one where somebody still waits, when we look again."""
+        for place, rounds in list(self._rounds.items()):
+            if place[0] not in self._route.servers and rounds.is_idle:
+                rounds.disconnect()
+                del self._rounds[place]
 
 
 class Rounds:
@@ -123,12 +131,21 @@ class Rounds:
             self._task = asyncio.create_task(self._run())
         return asked
 
+    @property
+    def is_idle(self) -> bool:
+        return self._task is None
+
+    def disconnect(self) -> None:
+        """The next round connects again."""
+        if self._connection is not None:
+            self._connection.close("the round has ended")
+
     async def close(self) -> None:
         """What is still asked stays without an answer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._disconnect()
+        self.disconnect()
 
     def on_pushes(self, pushes: Sequence[list[Any]]) -> None:
         """Nothing is pushed to who subscribes to nothing."""
@@ -156,7 +173,7 @@ class Rounds:
                     ("WAIT", self._number, int(1000 * ROUND_SECONDS)),
                 )
         except (Unavailable, OSError) as error:  # TimeoutError is an OSError
-            self._disconnect()
+            self.disconnect()
             return [str(error) or f"Redis at {self._address} does not answer"] * len(calls)
         return [
             judge(call, found[3 * at : 3 * at + 3], count, self._number, str(self._address))
@@ -169,10 +186,6 @@ class Rounds:
         # command fails then.
         rest = (self._keys.log(call.workspace), self._keys.workspace(call.workspace))
         return ("EXPIRE", record, PRODUCER_SECONDS), ("HGET", record, "number"), ("EXISTS", record, *rest)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close("the round has ended")
 
 
 def judge(call: Call, answers: Sequence[Any], count: Any, wanted: int, server: str) -> Verdict:

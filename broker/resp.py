@@ -134,17 +134,19 @@ class Connection(asyncio.Protocol):
         for call in calls:
             if not call.done():
                 call.set_exception(OSError(reason))
-        taker, self._taker = self._taker, _NOBODY
+        taker, self._taker = self._taker, NOBODY
         taker.on_lost(reason)
 
 
 class _Nobody:
+    """Nothing is pushed to who subscribes to nothing."""
+
     def on_pushes(self, pushes: Sequence[list[Any]]) -> None: ...
 
     def on_lost(self, reason: str) -> None: ...
 
 
-_NOBODY = _Nobody()
+NOBODY = _Nobody()
 
 
 async def connect(
@@ -190,6 +192,6 @@ async def ask(address: Address, *command: str | int, seconds: float) -> Any:
 
 async def ask_all(address: Address, *commands: Command, seconds: float) -> list[Any]:
     """The answers to several commands, as `ask` has that to one."""
-    connection, answers = await connect(address, _NOBODY, "trunkline-look", *commands, seconds=seconds)
+    connection, answers = await connect(address, NOBODY, "trunkline-look", *commands, seconds=seconds)
     connection.close("asked")
     return answers

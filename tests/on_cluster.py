@@ -4,12 +4,14 @@
 
 Whatever asks for `redis_url` gets a cluster's. Scripts say `#!lua`: then Redis refuses a key outside the slot of those
 that were named, also where the other slot happens to be at the same node. Tests that want the one server of the run
-(`redis`) are left out. What a test asks of Redis itself, as administrators do, it may ask in vain.
+(`redis`) are left out. What a test asks of Redis itself, as administrators do, it may ask in vain. At the end stands
+which scripts have answered; test_topologies_slots.py runs enough of the quick tests for all of them.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from hashlib import sha1
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -20,8 +22,11 @@ from broker.topology import cluster
 
 from .topologies import Cluster
 
+RAN = "scripts that answered on the cluster: "
+
 _lives = ExitStack()
 _found: list[Cluster] = []
+_ran: set[str] = set()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if isinstance(redis, cluster.Cluster):
             self._text = "#!lua\n" + self._text
             self._sha = sha1(self._text.encode()).hexdigest()
+            calls = cast(Any, self)
+            for method in ("run", "run_many"):
+                setattr(calls, method, _noting(name, getattr(calls, method)))
 
     def any_url(url: str, **options: Any) -> Redis:
         where = address.read(url)
@@ -49,6 +57,21 @@ def pytest_configure(config: pytest.Config) -> None:
     cluster.Cluster.execute_command = on_all  # type: ignore[method-assign]
     Script.__init__ = strict  # type: ignore[method-assign]
     Redis.from_url = staticmethod(any_url)  # type: ignore[assignment]
+
+
+def _noting(name: str, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """`run`, and that this script has answered."""
+
+    async def noting(*words: Any) -> Any:
+        answer = await run(*words)
+        _ran.add(name)
+        return answer
+
+    return noting
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.line(f"{RAN}{' '.join(sorted(_ran))}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -283,6 +283,22 @@ def group() -> Iterator[Sentinels]:
         yield group
 
 
+async def test_a_replica_that_would_be_a_worse_master_is_seen(group: Sentinels) -> None:
+    """What counts after a failover is what is set there: CONFIG SET is not replicated."""
+    good, bad = [one for one in group.servers if one is not group.master]
+    for one, wanted, lag in ((group.master, 1, 1), (good, 1, 1), (bad, 0, 1)):
+        one.ask("CONFIG", "SET", "min-replicas-to-write", wanted)
+        one.ask("CONFIG", "SET", "min-replicas-max-lag", lag)
+    found = await look(group.url)
+    assert the(found, "replicas").level == "ok"
+    finding = the(found, "fencing")
+    assert (finding.level, finding.change) == ("warning", "min-replicas-to-write 1, min-replicas-max-lag 1")
+    assert f"the replica 127.0.0.1:{bad.port}" in finding.text
+    bad.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+    bad.ask("CONFIG", "SET", "min-replicas-max-lag", 10)
+    assert "for up to 10 s" in the(await look(group.url), "fencing").text
+
+
 async def test_a_sentinel_set_is_looked_at_through_its_sentinels(group: Sentinels) -> None:
     found = await look(group.url)
     assert "behind Sentinel" in the(found, "topology").text
@@ -328,7 +344,8 @@ async def test_each_server_of_a_cluster_is_looked_at() -> None:
         masters = cluster.servers[:3]
         masters[1].ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         masters[2].ask("ACL", "SETUSER", "default", "-spublish")
-        masters[2].ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        for one in (masters[2], *cluster.servers[4:]):
+            one.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
         found = await look(cluster.url)
         assert "a Cluster" in the(found, "topology").text
         assert len(of(found, "version")) == 3
@@ -338,7 +355,9 @@ async def test_each_server_of_a_cluster_is_looked_at() -> None:
         assert f":{masters[2].port}" in lacking.text
         assert lacking.change == "ACL SETUSER default +spublish"
         assert the(found, "clocks").level == "ok"
-        assert [finding.level for finding in of(found, "coverage")] == ["warning", "warning", "ok"]
+        *of_masters, of_a_replica = of(found, "coverage")
+        assert [finding.level for finding in of_masters] == ["warning", "warning", "ok"]
+        assert (of_a_replica.level, f":{cluster.servers[3].port}" in of_a_replica.text) == ("warning", True)
         wrong = await look(f"redis://127.0.0.1:{masters[0].port}/0")
         assert [(finding.level, finding.about) for finding in wrong] == [("error", "topology")]
         assert "redis+cluster://" in (wrong[0].change or "")

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from broker import Event, Invalid, Unavailable
 from broker.client import Denied, Gap
-from broker.client.course import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Course, Heard, Lost
+from broker.client.course import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    LONGEST_RETRY_AFTER_SECONDS,
+    Course,
+    Heard,
+    Lost,
+)
 from broker.client.words import PING, PONG, Asked, NoMessage, read, subscribe
 
 CUT = Lost("cut", close_code=1006)
@@ -214,6 +221,8 @@ def test_pauses_double_up_to_a_bound_with_full_jitter_and_begin_anew_after_a_goo
 
 def test_the_gateways_own_wish_to_wait_comes_first() -> None:
     assert course().lost(Lost("draining", status=503, retry_after=7.0), 0.0, 0.0) == 7.0
+    for_ever = Lost("closed for the season", status=503, retry_after=1e9)
+    assert course().lost(for_ever, 0.0, 0.0) == LONGEST_RETRY_AFTER_SECONDS
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1006, 1008, 1011, 1012, 1013])

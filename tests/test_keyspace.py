@@ -47,7 +47,7 @@ KINDS: dict[str, Callable[[str, str], str]] = {
 
 # And those of the whole fleet, by what is in them.
 FLEET: dict[str, Callable[[str], str]] = {
-    "events:{probe:<feed>}": lambda feed: KEYS.channel(f"probe:{feed}"),
+    "events:{probe:<feed>:<number>}": lambda feed: KEYS.channel(f"probe:{feed}:{feed}"),
     "connections:{limits}:<holder>": KEYS.connections,
     "admissions:{limits}:<holder>": KEYS.admissions,
     "messages:{holder}": KEYS.messages,
@@ -71,7 +71,7 @@ def test_the_table_lists_every_name_and_the_names_are_what_it_lists() -> None:
     assert len(TABLE) == len(KINDS) + len(FLEET)
     for pattern, fleet_name in FLEET.items():
         assert fleet_name("x") == "trunkline:" + re.sub(
-            "<(holder|endpoint|hash|feed)>|(?<={)(holder|node)(?=})", "x", pattern
+            "<(holder|endpoint|hash|feed|number)>|(?<={)(holder|node)(?=})", "x", pattern
         )
     for pattern, name in KINDS.items():
         expected = "trunkline:" + re.sub("<[a-z]+>", "a", pattern.replace("workspace}", "ws-1}"))

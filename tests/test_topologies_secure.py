@@ -12,8 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker import Broker, Unavailable
+from broker import Broker, Unavailable, address
 from broker.agents.model import Draft
+from broker.check.permissions import rules
+from broker.keyspace import Keyspace
 
 from .support import until
 from .test_feed import WORKSPACE, progress, running
@@ -80,11 +82,13 @@ TOPOLOGIES: dict[str, tuple[Callable[[Path], AbstractContextManager[One | Sentin
 async def test_tls_and_a_user_of_few_rights(
     tls: Path, prefix: str, scheme: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of those that `trunkline check` asks for, and of no other."""
     make, path = TOPOLOGIES[scheme]
     with make(tls) as found:
+        where = address.read(f"{scheme}://{found.hosts}{path}")
+        rights = rules(where, Keyspace(prefix, is_sharded=where.is_cluster))
         for server in found.servers:
-            rights = (f"~{prefix}:*", f"&{prefix}:*", "+@all", "-@dangerous", "-@admin", "+role")
-            server.ask("ACL SETUSER", USER, "on", f">{PASSWORD}", *rights)
+            server.ask("ACL SETUSER", USER, "reset", "resetchannels", "on", f">{PASSWORD}", *rights)
         login, query = f"{USER}:{quote(PASSWORD, safe='')}@", f"ssl_ca_certs={tls / 'ca.pem'}"
         if isinstance(found, Sentinels):
             for sentinel in found.sentinels:

@@ -1,5 +1,8 @@
 """Which slot a command goes to, who has it, and whom to believe."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,37 @@ from broker.topology import Host
 from broker.topology.peers import Peers
 from broker.topology.slots import Slots, redirection, slot_of, slot_of_command
 
+from .on_cluster import RAN
+from .topologies import redis_server_7
+
 SCRIPTS = sorted(path.name for path in (Path(broker.__file__).parent / "scripts").glob("*.lua"))
+
+# Quick tests of every script, and of most of what it may have to do.
+OF_ALL_SCRIPTS = (
+    "test_agents.py::test_a_filter_by_status_pages_through_those_that_match",
+    "test_agents.py::test_a_pairing_key_is_used_once",
+    "test_agents.py::test_the_repetition_of_its_making_brings_no_deleted_agent_back",
+    "test_agents_purge.py::test_a_position_of_a_purged_event_is_a_gap_and_any_other_is_none",
+    "test_agents_purge.py::test_an_endpoint_of_another_workspace_that_is_called_alike_stays",
+    "test_commands.py::test_a_command_reaches_its_agent_and_its_result_the_sender",
+    "test_commands.py::test_a_full_queue_and_a_node_with_too_much_pending_take_no_more",
+    "test_commands.py::test_an_agent_that_nobody_ever_heard_of_is_unknown_and_one_that_left_is_offline",
+    "test_credentials.py::test_all_that_may_be_told_of_a_key_is_listed",
+    "test_credentials.py::test_an_endpoint_belongs_to_the_workspace_of_its_first_key_also_when_that_is_revoked",
+    "test_election.py::test_a_resigned_workspace_is_free_at_once_and_only_its_leader_can_resign",
+    "test_election.py::test_raised_alerts_are_handed_down",
+    "test_election.py::test_the_fleets_load_is_the_mean_of_all_nodes",
+    "test_leases.py::test_a_lease_without_room_is_lost_with_all_its_places",
+    "test_leases.py::test_leases_that_redis_lost_come_back_where_there_is_room",
+    "test_runs.py::test_a_run_is_held_by_one_and_by_the_same_again",
+    "test_runs.py::test_a_run_that_is_given_back_while_it_is_cancelled_does_not_wait_for_its_retry",
+    "test_runs.py::test_a_run_that_waits_is_cancelled_at_once_without_any_worker",
+    "test_runs.py::test_many_who_expire_one_run_end_it_once",
+    "test_runs.py::test_many_who_start_a_run_under_one_key_at_once_start_it_once",
+    "test_runs.py::test_refused_events_leave_the_others_of_their_call_and_its_numbering_as_they_were",
+    "test_runs.py::test_what_is_given_back_waits_again_and_a_spared_attempt_does_not_count",
+    "test_windows.py::test_messages_are_counted_until_the_limit_and_refused_ones_take_no_place",
+)
 
 HERE, THERE = Host("10.0.0.1", 7000), Host("10.0.0.2", 7001)
 
@@ -58,13 +91,33 @@ def test_all_of_a_workspace_is_in_one_slot() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_keys_of_a_script_are_in_one_slot(script: str) -> None:
-    """As its header shows them. Run on a cluster with tests/on_cluster.py, Redis itself refuses any other."""
+    """As its header shows them; what it makes of them is for Redis to judge, below."""
     text = (Path(broker.__file__).parent / "scripts" / script).read_text()
     example = " ".join(line.removeprefix("--").strip() for line in text.partition("-- Example")[2].splitlines())
     count, *words = example.partition("EVALSHA … ")[2].split(" ")
     names = [name.replace("…:", "trunkline:connections:{limits}:", 1) for name in words[: int(count)]]
     assert all(name.startswith("trunkline:") for name in names)
     assert len({slot_of(name) for name in names}) == 1
+
+
+def test_no_script_touches_a_key_of_another_slot() -> None:
+    """On a cluster that refuses it also where the other slot happens to be at the same node: see on_cluster.py."""
+    redis_server_7()
+    chosen = [f"tests/{test}" for test in OF_ALL_SCRIPTS]
+    plugins = ("-p", "no:cacheprovider", "-p", "anyio.pytest_plugin", "-p", "tests.on_cluster")
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # some take seconds to load
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", *plugins, *chosen],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    answered = next(line for line in ran.stdout.splitlines() if line.startswith(RAN))
+    assert [f"{name}.lua" for name in answered.removeprefix(RAN).split()] == SCRIPTS
 
 
 def test_the_owners_are_those_of_the_last_answer_and_of_the_redirections_since() -> None:

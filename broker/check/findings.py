@@ -1,6 +1,7 @@
 """What is to be said of a Redis: facts in, findings out. Pure.
 
-What is warned of and what is asked for instead is what deploy/redis.conf says.
+What is asked for is what deploy/redis.conf says; and behind Sentinel and in a Cluster what lets a failover
+cost the least, as README.md has it: `min-replicas-…` and `cluster-require-full-coverage`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ MEBIBYTE = 1024 * 1024
 # A node that reads late for a moment is cut off past these, and has to catch up from the log.
 FEED_BYTES, FEED_BYTES_FOR_LONG = 64 * MEBIBYTE, 16 * MEBIBYTE
 PUBSUB_LIMIT = 'client-output-buffer-limit "pubsub 128mb 32mb 60"'
+FENCING = "min-replicas-to-write 1, min-replicas-max-lag 1"
 
 _TOPOLOGIES = {"one": "one Redis", "sentinel": "the master behind Sentinel", "cluster": "a Cluster"}
 
@@ -73,7 +75,8 @@ def _server(facts: Facts, server: Server) -> Iterator[Finding]:
 
 def _successor(facts: Facts, replica: Server) -> Iterator[Finding]:
     """What will be wrong when this replica is the master."""
-    wrong = [finding for finding in _server(facts, replica) if finding.level != "ok"]
+    found = (*_server(facts, replica), *_fencing(facts, replica), *_coverage(facts, replica))
+    wrong = [finding for finding in found if finding.level != "ok"]
     for finding in wrong:
         yield finding._replace(text=f"the replica {replica.name}: {finding.text}")
     if not wrong:
@@ -210,6 +213,10 @@ def _failover(facts: Facts, server: Server) -> Iterator[Finding]:
     """Whether another one can take its place, and what is lost then."""
     if server.info is not None:
         yield from _replicas(facts, server)
+    yield from _coverage(facts, server)
+
+
+def _coverage(facts: Facts, server: Server) -> Iterator[Finding]:
     if facts.topology == "cluster" and server.config is not None:
         if server.config.get("cluster-require-full-coverage") == "yes":
             text = "while a master is dead and has no successor, this one refuses everything too"
@@ -218,9 +225,25 @@ def _failover(facts: Facts, server: Server) -> Iterator[Finding]:
             yield Finding("ok", "coverage", "it serves its workspaces while another master is dead")
 
 
+def _fencing(facts: Facts, replica: Server) -> Iterator[Finding]:
+    """Whether it will stop, once it is a master and has been replaced; of a master `_replicas` says it."""
+    if facts.topology == "sentinel" and replica.config is not None:
+        wanted, lag = _wanted(replica)
+        if not (wanted and lag == 1):
+            seconds = f" for up to {lag} s" if wanted else ""
+            text = f"as a master that was replaced it would go on taking writes{seconds}: they are lost"
+            yield Finding("warning", "fencing", text, FENCING)
+
+
+def _wanted(server: Server) -> tuple[int, int]:
+    """How many replicas it must have to take writes, and how many seconds they may be silent."""
+    config = server.config or {}
+    return int(config.get("min-replicas-to-write", 1)), int(config.get("min-replicas-max-lag", 1))
+
+
 def _replicas(facts: Facts, server: Server) -> Iterator[Finding]:
     config, replicas = server.config or {}, server.number("connected_slaves")
-    wanted, lag = (int(config.get(f"min-replicas-{name}", 1)) for name in ("to-write", "max-lag"))
+    wanted, lag = _wanted(server)
     if wanted > replicas and "min-replicas-to-write" in config:
         text = f"{replicas} replicas are connected and {wanted} are needed: writes are refused"
         yield Finding("error", "replicas", text, f"min-replicas-to-write {replicas}, or more replicas")
@@ -230,7 +253,7 @@ def _replicas(facts: Facts, server: Server) -> Iterator[Finding]:
     elif replicas and not (wanted and lag == 1) and facts.topology != "cluster":  # there it stops by itself
         seconds = f" for up to {lag} s" if wanted and lag else ""
         text = f"{replicas} replicas, and a master that was replaced goes on taking writes{seconds}: they are lost"
-        yield Finding("warning", "replicas", text, "min-replicas-to-write 1, min-replicas-max-lag 1")
+        yield Finding("warning", "replicas", text, FENCING)
     else:
         yield Finding("ok", "replicas", f"{replicas} replicas connected" if replicas else "no replica")
 

@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 from ..address import Address
 from ..errors import Unavailable
 from ..keyspace import TABLE, Keyspace
-from ..resp import Connection, ask, connect
+from ..resp import NOBODY, Connection, ask, connect
 from ..script import Script
 from ..topology import Host, clients
 from ..topology.cluster import Map
 from ..topology.sentinel import ANSWER_SECONDS, Sentinels
+from ..topology.slots import SLOTS
 from .facts import Clock, Facts, Latency, Server, Tried
 from .permissions import attempts, judge
 
@@ -30,7 +31,6 @@ LOOK_SECONDS = 60.0
 LEFT_SECONDS = 60
 MAX_SCANS, SCAN_KEYS = 20, 1000
 
-SLOTS = 16384
 _CONFIG = (
     "appendfsync",
     "save",
@@ -40,14 +40,6 @@ _CONFIG = (
     "cluster-require-full-coverage",
 )
 _KINDS = frozenset(row.name.partition(":")[0] for row in TABLE)
-
-
-class _Nobody:
-    """Nothing is pushed to who subscribes to nothing."""
-
-    def on_pushes(self, pushes: Sequence[list[Any]]) -> None: ...
-
-    def on_lost(self, reason: str) -> None: ...
 
 
 async def gather(address: Address, keys: Keyspace) -> Facts:
@@ -63,10 +55,11 @@ async def gather(address: Address, keys: Keyspace) -> Facts:
     try:
         hosts, without_owner = await _masters(address)
         async with asyncio.timeout(LOOK_SECONDS):
-            servers, strangers, unreachable = await _look_at(address, hosts, keys)
+            strangers: set[str] = set()
+            servers, unreachable = await _look_at(address, hosts, keys, strangers)
             # Of one Redis nobody would hear of a failover.
             followers = [] if address.topology == "one" else [host for each in servers for host in _replicas(each)]
-            replicas, _, cut_off = await _look_at(address, followers, keys)
+            replicas, cut_off = await _look_at(address, followers, keys)
         sentinels = await _sentinels(address) if address.topology == "sentinel" else {}
     except (Unavailable, OSError) as error:  # TimeoutError is an OSError
         return facts._replace(problem=str(error) or f"Redis has not answered within {LOOK_SECONDS:g} s")
@@ -111,21 +104,27 @@ async def _sentinels(address: Address) -> dict[str, str | None]:
     return found
 
 
-async def _look_at(address: Address, hosts: Sequence[Host], keys: Keyspace) -> tuple[list[Server], set[str], list[str]]:
-    """The servers, the keys under our prefix that are none of ours, and why some of `hosts` could not be looked at."""
-    servers, strangers, unreachable = [], set(), []
+async def _look_at(
+    address: Address, hosts: Sequence[Host], keys: Keyspace, strangers: set[str] | None = None
+) -> tuple[list[Server], list[str]]:
+    """The servers, and why some of `hosts` could not be looked at.
+
+    `strangers` takes the keys under our prefix that are none of ours; a replica's are those of its master.
+    """
+    servers, unreachable = [], []
     for host in hosts:
         try:
-            connection, _ = await connect(address.at(host), _Nobody(), "trunkline-check")
+            connection, _ = await connect(address.at(host), NOBODY, "trunkline-check")
         except Unavailable as error:
             unreachable.append(str(error))
             continue
         try:
-            strangers.update(await _strangers(connection, keys))
+            if strangers is not None:
+                strangers.update(await _strangers(connection, keys))
             servers.append(await _look(connection, address.at(host), address, keys))
         finally:
             connection.close("looked at")
-    return servers, strangers, unreachable
+    return servers, unreachable
 
 
 async def _look(connection: Connection, here: Address, address: Address, keys: Keyspace) -> Server:

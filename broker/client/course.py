@@ -5,8 +5,8 @@
 
 Confirmed  The pong to our first ping comes when all that was missed has come, and says up to where that is. If we had
            no position to come with, we subscribe again from there: only who resumes is told of a gap.
-Lost       Everything that may pass is tried again: with what the gateway asks us to wait (`Retry-After`), and full
-           jitter over a bound that doubles, so that those who lost one node do not come back together.
+Lost       Everything that may pass is tried again: with what the gateway asks us to wait (`Retry-After`, a minute at
+           most), and full jitter over a bound that doubles, so that those who lost one node do not come back together.
 Ended      What does not pass by itself is raised: a token, a filter, an address that is none.
 """
 
@@ -22,6 +22,8 @@ from .words import PING, PONG, Asked, Error, Ping, Pong, read, subscribe
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 15.0
+# Whoever asks for more (a proxy's page of an hour's maintenance) would keep us away from a gateway that is back.
+LONGEST_RETRY_AFTER_SECONDS = 60.0
 
 _MESSAGE_TOO_BIG = 1009
 # Of what HTTP calls the client's fault, these may pass.
@@ -142,9 +144,8 @@ class Course:
             self._is_confirmed, self._away_since, self.attempts = False, now, 0
         if self._token in self._refused:
             return 0.0  # another token decides
-        seconds = lost.retry_after + chance * min(
-            LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self.attempts, 10)
-        )
+        bound = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self.attempts, 10))
+        seconds = min(lost.retry_after, LONGEST_RETRY_AFTER_SECONDS) + chance * bound
         self.attempts += 1
         if self._patience is not None and now + seconds > self._away_since + self._patience:
             raise Unavailable(f"no gateway for {self._patience:g} s: {lost.reason}")

@@ -16,8 +16,11 @@ def main() -> int:
     raise_open_files()
     plan = Plan(clients=options.clients, handshakes_per_second=options.handshakes_per_second)
     outcome = roll(plan)
-    print(table.of(str(plan), figures.read(outcome.journal, outcome.phases), outcome.journal))
-    return 1 if outcome.journal.wrong.total() or outcome.journal.gaps else 0
+    found = figures.read(outcome.journal, outcome.phases)
+    print(table.of(str(plan), found, outcome.journal))
+    faults = figures.faults(found, outcome.journal)
+    print(*(f"must not be: {fault}" for fault in faults), sep="\n")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

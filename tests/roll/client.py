@@ -24,10 +24,18 @@ LONGEST_PAUSE_SECONDS = 8.0
 PATIENCE_SECONDS = 10.0  # with a handshake
 NOBODY = 0  # the status of a handshake that was not answered
 
+# For nodes: everybody comes from one address, and as often as here no user is sent away.
+LIMITS = {"max_connections_per_address": -1, "max_connects_per_minute": -1}
+
 _REQUEST = (
     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
+
+
+def request(path: str) -> bytes:
+    """The handshake of a client, with its token in `path`."""
+    return _REQUEST.format(path=path).encode()
 
 
 class Absence(NamedTuple):
@@ -79,7 +87,7 @@ class Client:
         self.tally = Tally()
         self.is_here = False
         self._number = number
-        self._request = _REQUEST.format(path=tongue.path + token).encode()
+        self._request = request(tongue.path + token)
         self._port = port
         self._journal = journal
         self._since: str | None = None

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from .client import Absence, Journal
 
+MAX_ABSENCE_SECONDS = 5.0
+MAX_CROWDING = 2.0
+
 
 class Phase(NamedTuple):
     """A part of the run. `cpu` is what each program used in it, `window` how long its closes may take; in seconds."""
@@ -64,9 +67,21 @@ def _of(journal: Journal, phase: Phase) -> Figures:
         crowding=crowding([ending.at for ending in closes], phase.window),
         refused=Counter(ending.status for ending in endings if ending.status != 101),
         moved=len(movers),
-        absence_p50=_quantile(sorted(map(_length, absences)), 0.5),
+        absence_p50=quantile(sorted(map(_length, absences)), 0.5),
         longest_absence=max(map(_length, absences), default=0.0),
     )
+
+
+def faults(figures: Iterable[Figures], journal: Journal) -> list[str]:
+    """What must not be, a line each: an event lost, doubled or reordered, a gap, who is away for long, a crowd."""
+    found = [f"events {kind}: {number}" for kind, number in journal.wrong.items() if number]
+    found += [f"gaps said: {journal.gaps}"] if journal.gaps else []
+    for one in figures:
+        if one.longest_absence > MAX_ABSENCE_SECONDS:
+            found.append(f"{one.phase.name}: somebody was without a connection for {one.longest_absence:.1f} s")
+        if one.crowding > MAX_CROWDING:
+            found.append(f"{one.phase.name}: a second had {one.crowding:.1f} times its share of the closes")
+    return found
 
 
 def crowding(times: Iterable[float], window: float) -> float:
@@ -88,9 +103,9 @@ def _length(absence: Absence) -> float:
 
 def _latency(seconds: list[float]) -> Latency:
     seconds.sort()
-    return Latency(_quantile(seconds, 0.5), _quantile(seconds, 0.99), seconds[-1] if seconds else 0.0)
+    return Latency(quantile(seconds, 0.5), quantile(seconds, 0.99), seconds[-1] if seconds else 0.0)
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[float], share: float) -> float:
     """Of sorted values; 0 of none."""
     return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0

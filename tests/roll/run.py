@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 
 from ..bench.machine import cpu_ns
 from ..support import SECRET
-from .client import Journal
+from .client import LIMITS, Journal
 from .crowd import Audience, Crowd, Producer, Show
 from .figures import Phase
 from .fleet import Fleet
-
-# Everybody comes from one address, and as often as here no user is sent away.
-LIMITS = {"max_connections_per_address": -1, "max_connects_per_minute": -1}
 
 
 class Plan(NamedTuple):

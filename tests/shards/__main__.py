@@ -21,7 +21,7 @@ def main() -> int:
     print(plan, "", "before a master dies", table.of(outcome.calm), "", "after it", table.of(outcome.after), sep="\n")
     print("", table.delivery(outcome.parts), "", sep="\n")
     print(*verdict(outcome), sep="\n")
-    return 1 if outcome.errors or _sum(outcome, "wrong") else 0
+    return 1 if is_wrong(outcome) else 0
 
 
 def verdict(outcome: Outcome) -> list[str]:
@@ -33,8 +33,15 @@ def verdict(outcome: Outcome) -> list[str]:
         f"gaps that clients were told: {sum(diary.gaps for diary in outcome.diaries)}; "
         f"that nodes healed: {outcome.gaps['healed']}, said: {outcome.gaps['said']}",
         f"connections that nodes ended: {dict(endings) or 0}",
+        *(f"{one.node} receives more than its clients want" for one in outcome.calm if not one.is_its_own),
         *outcome.errors[:10],
     ]
+
+
+def is_wrong(outcome: Outcome) -> bool:
+    """What was lost without a word, an error, a feed that hears what is for others."""
+    strays = [one for one in outcome.calm if not one.is_its_own]
+    return bool(outcome.errors or _sum(outcome, "wrong") or strays)
 
 
 def _sum(outcome: Outcome, name: str) -> Counter[str]:

@@ -11,10 +11,11 @@ from broker import Broker
 from broker.keyspace import Keyspace
 from broker.topology.slots import slot_of
 
+from ..roll.client import LIMITS
 from ..soak.guest import Diary, Page, joined
 from ..soak.house import House
 from ..soak.producer import names, producing
-from ..soak.run import LIMITS, errors
+from ..soak.run import errors
 from ..soak.words import Published
 from ..support import Node
 from ..topologies import Cluster

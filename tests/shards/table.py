@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..soak.figures import quantile
+from ..roll.figures import quantile
 from ..soak.guest import Page
 from .run import Part
 from .traffic import Traffic

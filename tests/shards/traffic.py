@@ -14,6 +14,7 @@ from ..support import Node
 from ..topologies import Server
 
 FEED = "trunkline-feed"
+MAX_FOR_A_BYTE = 1.5
 
 # `ss`, a connection a line: … 127.0.0.1:<its own port> 127.0.0.1:<the server's port> … bytes_received:<number> …
 _LINE = re.compile(r"127\.0\.0\.1:(\d+) +127\.0\.0\.1:(\d+) .*\bbytes_received:(\d+)")
@@ -28,6 +29,11 @@ class Traffic(NamedTuple):
     received: int
     own: int
     every: int
+
+    @property
+    def is_its_own(self) -> bool:
+        """Only what its clients want, with what Redis and the feed say around it."""
+        return self.received <= MAX_FOR_A_BYTE * self.own
 
 
 def received(node: Node, servers: Iterable[Server]) -> int:

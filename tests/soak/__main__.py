@@ -40,6 +40,7 @@ def verdict(outcome: Outcome) -> list[str]:
         f"memory of the node from a quarter of the run to its end: {100 * figures.growth(outcome.stretches):+.1f} %",
         "held by the node when all have gone: "
         + ", ".join(f"{name} {value:g}" for name, value in outcome.held.items()),
+        f"drift: {'; '.join(figures.drifts(outcome.stretches)) or 'none'}",
         f"errors in its log: {len(outcome.errors)}",
         *outcome.errors[:10],
     ]
@@ -54,6 +55,7 @@ def is_wrong(outcome: Outcome) -> bool:
         or any(outcome.held.values())
         or outcome.errors
         or figures.growth(outcome.stretches) > MAX_GROWTH
+        or figures.drifts(outcome.stretches)
     )
 
 

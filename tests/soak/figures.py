@@ -4,6 +4,14 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..roll.figures import quantile
+
+# What a lag may grow by, beside twice what it was. The p99 is one of some pause of the machine as soon as it has other
+# work: it shows what grows without end, and no more.
+SLACK_SECONDS = {"p50": 0.005, "p99": 0.1}
+
+_SHARES = {"p50": 0.5, "p99": 0.99, "most": 1.0}
+
 
 class Stretch(NamedTuple):
     """A part of the run, from `started` to `ended` in seconds of it; `guests`, memory and load are those at its end.
@@ -67,9 +75,20 @@ def growth(stretches: Sequence[Stretch]) -> float:
     return stretches[-1].node_kb / quarters(stretches)[0].node_kb - 1
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """Of sorted values; 0 of none."""
-    return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+def lags(stretch: Stretch) -> dict[str, float]:
+    """Seconds from publish to guest."""
+    live = sorted(stretch.live)
+    return {name: quantile(live, share) for name, share in _SHARES.items()}
+
+
+def drifts(stretches: Sequence[Stretch]) -> list[str]:
+    """What is later in the last quarter of the run than in the first by more than a busy machine explains."""
+    first, *_, last = map(lags, quarters(stretches))
+    return [
+        f"{name} {1000 * last[name]:.1f} ms in the last quarter, {1000 * first[name]:.1f} ms in the first"
+        for name, slack in SLACK_SECONDS.items()
+        if last[name] > 2 * first[name] + slack
+    ]
 
 
 HEAD = "  ".join(name.rjust(width) for name, width in zip(_COLUMNS, _WIDTHS, strict=True))
@@ -77,16 +96,16 @@ HEAD = "  ".join(name.rjust(width) for name, width in zip(_COLUMNS, _WIDTHS, str
 
 def row(one: Stretch) -> str:
     seconds = one.ended - one.started
-    lags = sorted(one.live)
+    late = lags(one)
     cells = (
         f"{one.ended / 60:.1f}",
         f"{one.events:,}",
         f"{one.events / seconds:,.0f}",
-        f"{len(lags):,}",
+        f"{len(one.live):,}",
         f"{one.caught_up:,}",
         f"{one.visits:,}",
         f"{one.guests:,}",
-        *(f"{1000 * quantile(lags, share):.1f}" for share in (0.5, 0.99, 1.0)),
+        *(f"{1000 * seconds:.1f}" for seconds in late.values()),
         f"{one.node_kb / 1024:.1f}",
         f"{one.redis_kb / 1024:.1f}",
         f"{100 * one.node_cpu_seconds / seconds:.0f}",

@@ -13,17 +13,12 @@ from broker.positions import Position
 
 from ..bench.clients import masked
 from ..bench.reading import Tally
-from ..roll.client import NOBODY, PATIENCE_SECONDS, Ending, Line
+from ..roll.client import NOBODY, PATIENCE_SECONDS, Ending, Line, request
 from ..roll.words import GAPS, PING
 from . import words
 from .words import Interest, Published
 
 GOODBYE_SECONDS = 2.0
-
-_REQUEST = (
-    "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 class Page(NamedTuple):
@@ -75,7 +70,7 @@ class Guest:
     ) -> None:
         self.interest = interest
         self.here_since: float | None = None
-        self._request = _REQUEST.format(path=interest.tongue.path + token).encode()
+        self._request = request(interest.tongue.path + token)
         self._port = port
         self._diary = diary
         self._tally = Tally()

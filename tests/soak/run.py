@@ -9,6 +9,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from ..bench.machine import cpu_ns, resident_kb
+from ..roll.client import LIMITS
 from ..support import Node, private_redis, until
 from .figures import Stretch
 from .guest import Diary
@@ -16,9 +17,6 @@ from .house import Habits, House
 from .producer import names, producing
 
 PREFIX = "soak"
-
-# Everybody comes from one address, and as often as here no user is sent away.
-LIMITS = {"max_connections_per_address": -1, "max_connects_per_minute": -1}
 
 # What a node has for its clients, and lets go within some seconds of the last one.
 HELD = ("connections", "leases", "interest_groups", "channels")
