@@ -161,8 +161,10 @@ class Feed:
         if len(positions) < len(agents) or not positions:
             return None
         # The one connection of a workspace keeps the order over its channels, so the newest speaks for all, unless one
-        # has a hole.
-        return (max if workspace.held is None else min)(positions, key=order)
+        # has a hole: then only what is filled will tell.
+        if workspace.held is not None and len(positions) > 1:
+            return None
+        return max(positions, key=order)
 
     async def settle(self, name: str) -> None:
         """Wait until all that Redis published in the workspace before this call has been handed on."""

@@ -288,9 +288,13 @@ class Follower:
                 yield some
 
     def _ask_for(self, command: str, names: list[str], refused: Answer) -> None:
-        """Ask for what is answered by pushes, if it is not refused."""
+        """Ask for what is answered by pushes, if it is not refused.
+
+        TIME is what Redis answers whenever it lets subscribe: while it loads its data, PING is refused alone, and its
+        error would be taken for that of the SUBSCRIBE.
+        """
         if self._connection is not None:
-            self._connection.ask((command, *names), ("PING",), answers=[Refusal(refused), self._heard_answer])
+            self._connection.ask((command, *names), ("TIME",), answers=[Refusal(refused), self._heard_answer])
 
     def _read_heads(self, lines: list[Line]) -> None:
         commands: list[Command] = [

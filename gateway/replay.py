@@ -148,6 +148,8 @@ class Replays:
         if joined is not None:
             await joined
         for workspace in _workspaces(follow.interest) - resume.floors.keys():
+            if self._feed.is_held(workspace):
+                await self._feed.settle(workspace)
             self._set_floor(resume, workspace, follow.interest)
         for workspace, since in follow.since.items():
             await self._begin(resume, workspace, since)

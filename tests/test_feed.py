@@ -5,16 +5,19 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import hiredis
 import pytest
 from redis.asyncio import Redis
 
 from broker import Broker, Event, Filter, Invalid, address
 from broker import feed as feeds
 from broker import follower as followers
+from broker.errors import Unavailable
 from broker.events import Carried
 from broker.feed import Feed
 from broker.lines import Gap, Taker, Want
 from broker.local import LocalRedis, find_redis_server
+from broker.resp import NOBODY, Refusal, connect
 from broker.watch import watch
 
 from .proxy import proxy
@@ -115,6 +118,52 @@ async def test_agents_alone_are_followed_when_nobody_wants_the_workspace(redis_u
         assert taken.steps() == [step for step in range(100) if step % 4 != 3]
         assert feed.position(WORKSPACE, ["agent-1"]) == positions[97]
         assert feed.position(WORKSPACE, ["agent-1", "agent-2"]) == positions[98]
+        # With a hole somewhere, who knows what came between the one's last event and the other's.
+        feed._healer.hold(feed._workspaces[WORKSPACE])
+        assert feed.position(WORKSPACE, ["agent-1", "agent-2"]) is None
+        assert feed.position(WORKSPACE, ["agent-1"]) == positions[97]
+
+
+async def test_a_redis_that_still_loads_its_data_mixes_up_no_answers(prefix: str) -> None:
+    """It lets subscribe, and refuses most else: that of a PING may not be taken for a refused SUBSCRIBE."""
+    with private_redis(appendonly="yes", key_load_delay=200) as redis:  # µs; it listens between thousands of them
+        async with (
+            Broker.connect(redis.url, prefix=prefix) as broker,
+            running(broker, (WORKSPACE, None)) as (feed, taken),
+        ):
+            await broker.publish(progress(0))
+            await until(lambda: taken.steps() == [0])
+            async with broker.redis.pipeline(transaction=False) as pipe:
+                for number in range(5000):
+                    pipe.set(f"{prefix}:other:{number}", "")
+                await pipe.execute()
+            await asyncio.to_thread(redis.stop)
+            starting = asyncio.create_task(asyncio.to_thread(redis.start))
+            is_loading = False
+            while not starting.done():
+                refused, times, pongs = await subscribed(broker)
+                is_loading |= any(isinstance(pong, hiredis.ReplyError) for pong in pongs)
+                assert refused == []
+                assert not any(isinstance(time, hiredis.ReplyError) for time in times)
+            await starting
+            assert is_loading
+            position = await broker.publish(progress(1))
+            await until(lambda: taken.steps() == [0, 1])
+            assert feed.position(WORKSPACE, None) == position
+
+
+async def subscribed(broker: Broker) -> tuple[list[object], list[object], list[object]]:
+    """What is answered to SUBSCRIBE (only when it is refused), TIME and PING over a new connection."""
+    refused: list[object] = []
+    times: list[object] = []
+    pongs: list[object] = []
+    with contextlib.suppress(Unavailable, OSError):
+        connection, _ = await connect(broker.address, NOBODY, "test")
+        answers = [Refusal(refused.append), times.append, pongs.append]
+        connection.ask(("SUBSCRIBE", "a"), ("TIME",), ("PING",), answers=answers)
+        await connection.call(("TIME",))
+        connection.close("seen")
+    return refused, times, pongs
 
 
 async def test_going_from_agents_to_the_workspace_and_back_loses_and_doubles_nothing(
