@@ -76,6 +76,14 @@ class Several(Redises):
             return await in_thread(self.whole.is_well)
         return False
 
+    @property
+    def urls(self) -> list[str]:
+        return [self.url] * self.plan.nodes
+
+    @property
+    def producers_url(self) -> str:
+        return self.url
+
     @abstractmethod
     async def victim(self, fault: Fault) -> topologies.Server:
         """Whom a fault strikes."""
@@ -191,14 +199,6 @@ class Sentinel(Several):
         return self.whole.url
 
     @property
-    def urls(self) -> list[str]:
-        return [self.url] * self.plan.nodes
-
-    @property
-    def producers_url(self) -> str:
-        return self.url
-
-    @property
     def deeds(self) -> dict[str, Callable[[Fault], Awaitable[str]]]:
         return super().deeds | {"kill sentinel": self._kill_sentinel, "deaf link": self._deafen}
 
@@ -278,14 +278,6 @@ class Cluster(Several):
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{link.port}" for link in self.links)
-
-    @property
-    def urls(self) -> list[str]:
-        return [self.url] * self.plan.nodes
-
-    @property
-    def producers_url(self) -> str:
-        return self.url
 
     @property
     def deeds(self) -> dict[str, Callable[[Fault], Awaitable[str]]]:
